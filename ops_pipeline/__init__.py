@@ -1,0 +1,1 @@
+"""Background operations of AI and virtualisation platforms, run by one Dagster deployment."""

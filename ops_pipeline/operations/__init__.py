@@ -1,0 +1,1 @@
+"""The deployment itself: what its jobs did and what is wrong with its configuration."""
