@@ -83,6 +83,14 @@ class Latest(_Expression):
     type = UtcDateTime()
 
 
+class EarliestHour(_Expression):
+    """The hour of the earliest instant of a column, through its index."""
+
+    name = "earliest_hour"
+    inherit_cache = True
+    type = UtcDateTime()
+
+
 class ExactSum(_Expression):
     """The exact sum of a decimal column."""
 
@@ -141,6 +149,11 @@ def version_number(instant: ColumnElement[Any]) -> ColumnElement[int]:
 def latest(instant: ColumnElement[Any]) -> ColumnElement[datetime]:
     """The greatest of the instants of a group."""
     return Latest(instant)
+
+
+def earliest_hour(instant: ColumnElement[Any]) -> ColumnElement[datetime]:
+    """The UTC hour of the earliest readable instant; NULL when there is none."""
+    return EarliestHour(instant)
 
 
 def exact_sum(column: ColumnElement[Any], scale: int) -> ColumnElement[Any]:
@@ -245,6 +258,17 @@ def _(element: Latest, compiler: SQLCompiler, **kw: Any) -> str:
 @compiles(Latest, "sqlite")
 def _(element: Latest, compiler: SQLCompiler, **kw: Any) -> str:
     return f"MAX(strftime('%Y-%m-%d %H:%M:%f', {_parts(element, compiler, **kw)[0]}))"
+
+
+@compiles(EarliestHour, "postgresql")
+def _(element: EarliestHour, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"date_bin('1 hour', MIN({_parts(element, compiler, **kw)[0]}), TIMESTAMPTZ '2000-01-01 00:00:00+00')"
+
+
+@compiles(EarliestHour, "sqlite")
+def _(element: EarliestHour, compiler: SQLCompiler, **kw: Any) -> str:
+    key = SQLITE_HOUR_KEY.format(*_parts(element, compiler, **kw))
+    return f"strftime('%Y-%m-%d %H:00:00', MIN({key}) * 3600, 'unixepoch')"
 
 
 @compiles(ExactSum, "postgresql")

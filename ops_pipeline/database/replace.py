@@ -14,7 +14,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     MetaData,
-    Select,
     Table,
     and_,
     delete,
@@ -24,6 +23,8 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+
+from ops_pipeline.database.types import Rows
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,13 @@ class Replaced:
         return bool(self.written or self.deleted)
 
 
-def insert_rows(connection: Connection, target: Table, rows: Select[Any]) -> Replaced:
+def insert_rows(connection: Connection, target: Table, rows: Rows) -> Replaced:
     """Insert the rows of a query into a period known to be empty: one statement, nothing compared."""
     names = [column.name for column in rows.selected_columns]
     return Replaced(written=_rowcount(connection, insert(target).from_select(names, rows)))
 
 
-def replace_rows(connection: Connection, target: Table, rows: Select[Any], period: ColumnElement[bool]) -> Replaced:
+def replace_rows(connection: Connection, target: Table, rows: Rows, period: ColumnElement[bool]) -> Replaced:
     """Make the rows of `target` within `period` equal to those of a query, key by key.
 
     The query is staged in a temporary table; rows that are there unchanged are not touched. Measured on 720
@@ -89,7 +90,7 @@ def _dialect(connection: Connection) -> Any:
     return postgresql if connection.dialect.name == "postgresql" else sqlite
 
 
-def _staged(connection: Connection, target: Table, rows: Select[Any]) -> Table:
+def _staged(connection: Connection, target: Table, rows: Rows) -> Table:
     """Create a temporary table of the target's shape and fill it from the query."""
     stage = Table(
         f"staged_{target.name}",
@@ -114,7 +115,7 @@ def _rowcount(connection: Connection, statement: Any) -> int:
     return connection.execute(statement, execution_options={"preserve_rowcount": True}).rowcount
 
 
-def _upsert(connection: Connection, target: Table, rows: Select[Any], keys: list[str], values: list[str]) -> Any:
+def _upsert(connection: Connection, target: Table, rows: Rows, keys: list[str], values: list[str]) -> Any:
     names = [column.name for column in rows.selected_columns]
     # SQLite reads ON CONFLICT after a SELECT as a join clause unless that SELECT has a WHERE: this one has.
     statement = _dialect(connection).insert(target).from_select(names, rows)

@@ -9,8 +9,11 @@ from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 from typing import Any
 
-from sqlalchemy import DateTime, Dialect, Numeric, Text
+from sqlalchemy import DateTime, Dialect, Numeric, Select, Text
 from sqlalchemy.types import TypeDecorator, TypeEngine
+
+Rows = Select[*tuple[Any, ...]]
+"""A query, whatever its columns."""
 
 
 def parse_instant(text: str) -> datetime:

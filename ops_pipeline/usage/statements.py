@@ -15,7 +15,6 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Double,
-    Select,
     SmallInteger,
     Table,
     and_,
@@ -38,6 +37,7 @@ from ops_pipeline.database.expressions import (
     version_number,
     within_hours,
 )
+from ops_pipeline.database.types import Rows
 from ops_pipeline.usage.histogram import GAMMA, LARGEST_MS, SMALLEST_MS
 from ops_pipeline.usage.hours import Window
 from ops_pipeline.usage.tables import (
@@ -79,7 +79,7 @@ def _timed(column: Column[Any]) -> ColumnElement[Any]:
     return case((and_(_calls.status == "success", _usable(column)), column))
 
 
-def hourly_rows(window: Window) -> Select[Any]:
+def hourly_rows(window: Window) -> Rows:
     """The rows of `hourly_model_usage` for a window, from the raw calls."""
     keys = [_dimension(name) for name in DIMENSIONS]
     duration, ttfb = _timed(_calls.duration_seconds), _timed(_calls.ttfb_ms)
@@ -112,7 +112,7 @@ def hourly_rows(window: Window) -> Select[Any]:
     )
 
 
-def latency_rows(window: Window) -> Select[Any]:
+def latency_rows(window: Window) -> Rows:
     """The rows of `hourly_model_latency` for a window: successful calls by bucket."""
     both = union_all(
         _buckets(window, "duration", _calls.duration_seconds * literal_column("1000.0", Double)),
@@ -121,7 +121,7 @@ def latency_rows(window: Window) -> Select[Any]:
     return select(*both.c)
 
 
-def _buckets(window: Window, metric: str, milliseconds: ColumnElement[Any]) -> Select[Any]:
+def _buckets(window: Window, metric: str, milliseconds: ColumnElement[Any]) -> Rows:
     smallest, largest = literal_column(repr(SMALLEST_MS)), literal_column(repr(LARGEST_MS))
     clamped = case((milliseconds < smallest, smallest), (milliseconds < largest, milliseconds), else_=largest)
     scale = literal_column(repr(math.log(GAMMA)), Double)
@@ -144,7 +144,7 @@ def _buckets(window: Window, metric: str, milliseconds: ColumnElement[Any]) -> S
     )
 
 
-def source_facts(window: Window) -> Select[Any]:
+def source_facts(window: Window) -> Rows:
     """One row per hour that has calls: what the roll-up must add up to, its version and its anomalies.
 
     Grouped by nothing but the hour, so that it checks the roll-up's own grouping. `source_version` is a sum over
@@ -184,7 +184,7 @@ def _literals(values: Sequence[str]) -> list[ColumnElement[str]]:
     return [literal_column(f"'{value}'") for value in values]
 
 
-def rolled_up(window: Window) -> Select[Any]:
+def rolled_up(window: Window) -> Rows:
     """Sums of the roll-up per hour, provider and model: for the check against `source_facts`, and for people."""
     usage = hourly_model_usage.c
     return (
@@ -201,7 +201,7 @@ def rolled_up(window: Window) -> Select[Any]:
     )
 
 
-def users_per_hour(window: Window) -> Select[Any]:
+def users_per_hour(window: Window) -> Rows:
     """The number of distinct users of each hour."""
     usage = hourly_model_usage.c
     return (

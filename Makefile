@@ -1,0 +1,38 @@
+# Everything stands on .venv; each target may be repeated.
+
+PYTHON ?= python3
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup run test lint bench clean lock
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.txt pyproject.toml scripts/setup.sh
+	PYTHON=$(PYTHON) scripts/setup.sh
+
+run: setup
+	scripts/run.sh
+
+test: setup
+	scripts/install-servers.sh
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/ty check ops_pipeline benchmarks
+
+bench: setup
+	scripts/install-servers.sh
+	$(BIN)/python -m benchmarks.usage
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+# Needs uv (pip install uv).
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --no-header --no-emit-index-url \
+		--extra test --extra lint --upgrade pyproject.toml --output-file requirements.txt
+	@echo "setuptools==$$(uv pip compile --quiet --no-header --no-annotate - <<< setuptools | sed 's/.*==//')" >> requirements.txt

@@ -1,0 +1,166 @@
+"""The command `ops-pipeline`.
+
+What belongs here: arguments, printing and exit status. What does not: any rule or query.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import click
+from sqlalchemy import Engine
+
+from ops_pipeline.database.engine import connect, sqlite_url, where
+from ops_pipeline.database.errors import DatabaseProblem
+from ops_pipeline.database.migrate import migrate as migrate_database
+from ops_pipeline.operations.checks import check_deployment
+from ops_pipeline.settings import Settings, SettingsError, load_settings
+
+GROUPINGS = ("model", "user", "app", "provider", "type", "hour", "day")
+FORMATS = ("table", "csv", "json")
+Result = TypeVar("Result")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(package_name="ops-pipeline")
+def main() -> None:
+    """Background operations of AI and virtualisation platforms.
+
+    Configuration comes from the environment and from a .env file in the working directory; `.env.example` lists it.
+    """
+
+
+@main.command()
+def migrate() -> None:
+    """Bring the operations database to the current schema; may be repeated, and started twice at once."""
+    with _operations() as (_, engine):
+        before, after = migrate_database(engine)
+        done = "is up to date" if before == after else f"went from {before or 'nothing'} to {after}"
+        click.echo(f"{where(engine)}: the schema {done} (version {after}).")
+
+
+@main.command()
+def check() -> None:
+    """Validate every variable and try every configured connection; exit status 1 if one fails."""
+    settings = _settings()
+    results = check_deployment(settings, datetime.now(UTC))
+    for result in results:
+        mark = click.style("ok    ", fg="green") if result.ok else click.style("FAILED", fg="red")
+        click.echo(f"{mark} {result.name}: {result.detail}")
+    if not all(result.ok for result in results):
+        sys.exit(1)
+
+
+@main.command()
+@click.option("--days", default=7, help="Days of history up to now.")
+@click.option("--calls", default=50_000, help="Calls in that time.")
+@click.option("--seed", default=1, help="The same seed writes the same history.")
+@click.option("--until", default=None, help="The end of the history, ISO 8601; default: now.")
+@click.option("--if-empty", is_flag=True, help="Do nothing when there are calls already.")
+@click.option("--live", is_flag=True, help="Go on writing calls until Ctrl-C, late completions included.")
+@click.option("--calls-per-minute", default=60, help="The pace of --live.")
+def demo(
+    days: int, calls: int, seed: int, until: str | None, if_empty: bool, live: bool, calls_per_minute: int
+) -> None:
+    """Write a believable history of LLM calls into the operations database."""
+    from ops_pipeline.usage import demo as demo_data  # noqa: PLC0415 - numpy costs every other command 0.1 s
+
+    with _operations() as (_, engine):
+        if if_empty and not demo_data.is_empty(engine):
+            click.echo("There are calls already: no demo data written.")
+        else:
+            end = _argument("--until", lambda: _time(until)) if until else datetime.now(UTC)
+            plan = _argument("--days and --calls", lambda: demo_data.DemoPlan(days, calls, seed, end))
+            with click.progressbar(length=calls, label=f"Writing {days} days of calls", file=sys.stderr) as bar:
+                written = demo_data.write_history(engine, plan, bar.update)
+            click.echo(f"{written} calls written to {where(engine)}.")
+        if live:
+            stopped = _stopped_by_signal()
+            demo_data.live(
+                engine,
+                seed,
+                calls_per_minute,
+                clock=lambda: datetime.now(UTC),
+                sleep=lambda seconds: None if stopped.wait(seconds) else None,
+                stop=stopped.is_set,
+                told=click.echo,
+            )
+
+
+@main.command()
+@click.option("--from", "from_", default=None, help="First local day (both ends included), or a date and time.")
+@click.option("--to", default=None, help="Last local day, or a date and time that is not included.")
+@click.option("--by", type=click.Choice(GROUPINGS), default="model", help="What to group by.")
+@click.option("--tz", default="UTC", help="The reader's IANA time zone, for example Europe/Berlin.")
+@click.option("--format", "format_", type=click.Choice(FORMATS), default="table")
+def usage(from_: str | None, to: str | None, by: str, tz: str, format_: str) -> None:
+    """Show calls, tokens and credits of a period, exact, from the hourly roll-up."""
+    from ops_pipeline.usage import formats, period, reading  # noqa: PLC0415
+
+    now = datetime.now(UTC)
+    with _operations() as (_, engine):
+        asked = _argument("--from, --to and --tz", lambda: period.parse_period(from_, to, tz, now))
+        table = reading.usage(engine, asked, by, now=now)
+        click.echo(formats.render(table, format_), nl=False)
+        note = formats.note(table)
+        if note:
+            click.echo(note, err=True)
+
+
+@main.command("home")
+def home() -> None:
+    """Prepare DAGSTER_HOME for `make run`: Dagster's instance file, and the first metered hour of the demo data."""
+    from ops_pipeline.operations.home import prepare_home  # noqa: PLC0415
+
+    settings = _settings()
+    click.echo(prepare_home(settings, Path.cwd(), datetime.now(UTC) - timedelta(days=7)), nl=False)
+
+
+@contextmanager
+def _operations() -> Iterator[tuple[Settings, Engine]]:
+    """The settings and the operations database; a problem becomes one line and exit status 1."""
+    settings = _settings()
+    url = settings.operations_url()
+    if url == sqlite_url(settings.dagster_home):
+        settings.dagster_home.mkdir(parents=True, exist_ok=True)
+    engine = connect(url)
+    try:
+        yield settings, engine
+    except DatabaseProblem as problem:
+        raise click.ClickException(str(problem)) from problem
+    finally:
+        engine.dispose()
+
+
+def _settings() -> Settings:
+    try:
+        return load_settings()
+    except SettingsError as error:
+        raise click.ClickException(f"The environment is not usable.\n{error}") from error
+
+
+def _argument(names: str, make: Callable[[], Result]) -> Result:
+    """What `make` returns; its ValueError becomes a usage error about these options."""
+    try:
+        return make()
+    except ValueError as error:
+        raise click.UsageError(f"{names}: {error}") from error
+
+
+def _time(text: str) -> datetime:
+    value = datetime.fromisoformat(text)
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value
+
+
+def _stopped_by_signal() -> threading.Event:
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    return stopped

@@ -1,0 +1,34 @@
+"""Metadata that several assets show: plottable numbers with base units in their names.
+
+What belongs here: the translation of outcomes into Dagster metadata values, and who owns the definitions.
+"""
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from dagster import MetadataValue
+
+from ops_pipeline.reconcile import markdown_table
+
+OWNERS = ["team:platform-operations"]
+
+
+def totals_metadata(
+    *, state: str, calls: int, processing: int, tokens: Mapping[str, int], credits: Decimal, rows: int
+) -> dict[str, Any]:
+    """The totals of a period; credits are a float here, for plots only: the tables hold them exactly."""
+    return {
+        "state": state,
+        "calls": calls,
+        "provisional_calls": processing,
+        "tokens": sum(tokens.values()),
+        **dict(tokens),
+        "credits": float(credits),
+        "rows": rows,
+    }
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> MetadataValue:
+    """A Markdown table, or a sentence when there is nothing to show."""
+    return MetadataValue.md(markdown_table(header, rows) if rows else empty)

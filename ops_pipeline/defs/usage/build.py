@@ -1,0 +1,37 @@
+"""All usage definitions of a deployment; nothing else belongs here."""
+
+from dagster import Definitions
+
+from ops_pipeline.defs.usage.catch_up import catch_up_schedule, missed_hours_sensor
+from ops_pipeline.defs.usage.hourly import NAME, hourly_asset
+from ops_pipeline.defs.usage.jobs import usage_job
+from ops_pipeline.defs.usage.partition_status import partition_status_sensor
+from ops_pipeline.defs.usage.partitions import usage_partitions
+from ops_pipeline.defs.usage.report import REPORT, report_asset
+from ops_pipeline.defs.usage.rollups import DAILY, MONTHLY, rollup_assets
+from ops_pipeline.defs.usage.sensors import late_model_calls_sensor, usage_rollups_sensor
+from ops_pipeline.settings import Settings
+
+
+def usage_defs(settings: Settings) -> Definitions:
+    """Build assets, jobs, the schedule and the sensors."""
+    partitions = usage_partitions(settings.model_call_stats_start)
+    hourly = hourly_asset(settings, partitions)
+    daily, monthly = rollup_assets(settings, partitions)
+    hours_job = usage_job(NAME, "Aggregates a range of hours from the raw calls.")
+    period_jobs = [
+        usage_job(DAILY, "Sums a range of days from their hours."),
+        usage_job(MONTHLY, "Sums months from their days."),
+        usage_job(REPORT, "Makes the reports of a range of days."),
+    ]
+    return Definitions(
+        assets=[hourly, daily, monthly, report_asset(settings, partitions)],
+        jobs=[hours_job, *period_jobs],
+        schedules=[catch_up_schedule(settings, hours_job)],
+        sensors=[
+            missed_hours_sensor(settings, hours_job),
+            late_model_calls_sensor(settings, hours_job),
+            usage_rollups_sensor(settings, period_jobs),
+            partition_status_sensor({"hour": hourly, "day": daily, "month": monthly}),
+        ],
+    )

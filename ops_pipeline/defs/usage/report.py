@@ -1,0 +1,80 @@
+"""The asset `usage_report`: one page and one picture per day for whoever reads the numbers.
+
+What belongs here: translation between a Dagster run and `usage.report`.
+"""
+
+import base64
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+from dagster import (
+    AssetDep,
+    AssetExecutionContext,
+    AssetMaterialization,
+    AssetsDefinition,
+    BackfillPolicy,
+    MetadataValue,
+    TimeWindowPartitionMapping,
+    asset,
+)
+from sqlalchemy import Engine
+
+from ops_pipeline.defs.metadata import OWNERS
+from ops_pipeline.defs.resources import OperationsDatabase
+from ops_pipeline.defs.usage.partitions import UsagePartitions, date_of
+from ops_pipeline.defs.usage.rollups import DAILY
+from ops_pipeline.settings import Settings
+from ops_pipeline.usage.rollups import day_revision, mark_reported
+
+REPORT = "usage_report"
+DESCRIPTION = """\
+Calls, credits and tokens over the day and the last 30 days, top models and apps, success rate, latency percentiles and
+growth, as a web page and a picture. Recent days are renewed by themselves when their numbers change.
+"""
+
+
+def report_asset(settings: Settings, partitions: UsagePartitions) -> AssetsDefinition:
+    """Build the asset for a deployment's settings."""
+
+    @asset(
+        name=REPORT,
+        deps=[
+            AssetDep(DAILY, partition_mapping=TimeWindowPartitionMapping(allow_nonexistent_upstream_partitions=True))
+        ],
+        partitions_def=partitions.days,
+        backfill_policy=BackfillPolicy.multi_run(366),
+        output_required=False,
+        group_name="usage",
+        kinds={"pandas", "matplotlib"},
+        owners=OWNERS,
+        description=DESCRIPTION,
+    )
+    def usage_report(context: AssetExecutionContext, database: OperationsDatabase) -> Iterator[AssetMaterialization]:
+        folder = settings.reports_folder()
+        for key in context.partition_keys:
+            yield _report(database.engine, date_of(key), folder)
+
+    return usage_report
+
+
+def _report(engine: Engine, day: date, folder: Path) -> AssetMaterialization:
+    # pandas and matplotlib take over a second to import, which no other run has to pay.
+    from ops_pipeline.usage.report import build_report, write_report  # noqa: PLC0415
+
+    revision = day_revision(engine, day)
+    report = build_report(engine, day)
+    files = write_report(report, folder)
+    if revision is not None:
+        mark_reported(engine, day, revision)
+    picture = base64.b64encode(files.png.read_bytes()).decode()
+    return AssetMaterialization(
+        REPORT,
+        partition=day.isoformat(),
+        metadata={
+            "report": MetadataValue.md(f"![Usage on {day}](data:image/png;base64,{picture})"),
+            "page": MetadataValue.path(files.html),
+            "picture": MetadataValue.path(files.png),
+            "picture_bytes": files.png.stat().st_size,
+        },
+    )

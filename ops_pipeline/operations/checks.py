@@ -1,0 +1,86 @@
+"""What `ops-pipeline check` looks at: every variable, and every connection that is configured.
+
+What belongs here: the checks and their advice. What does not: printing.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from sqlalchemy import select, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from ops_pipeline.database.engine import connect, reading, where
+from ops_pipeline.database.errors import DatabaseProblem
+from ops_pipeline.database.migrate import newest_version, schema_version
+from ops_pipeline.settings import Settings
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at; `detail` says what was found, and what to do when it is not ok."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def check_deployment(settings: Settings, now: datetime) -> list[Check]:
+    """Look at everything that a run will need; connects to what is configured and changes nothing."""
+    return [
+        _check_start(settings, now),
+        _check_folder("DAGSTER_HOME", settings.dagster_home),
+        _check_folder("REPORTS_DIR", settings.reports_folder()),
+        *_check_database(settings),
+    ]
+
+
+def _check_start(settings: Settings, now: datetime) -> Check:
+    start = settings.model_call_stats_start
+    if start > now:
+        return Check(
+            "MODEL_CALL_STATS_START",
+            ok=False,
+            detail=f"{start.isoformat()} lies in the future: nothing is aggregated until then. Set it to the first"
+            " hour that should be metered.",
+        )
+    return Check("MODEL_CALL_STATS_START", ok=True, detail=f"hours from {start.isoformat()} on are metered")
+
+
+def _check_folder(name: str, folder: Path) -> Check:
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        return Check(
+            name, ok=False, detail=f"{folder} cannot be written by this user: correct its owner or the variable."
+        )
+    made = "" if folder.exists() else " (made when first needed)"
+    return Check(name, ok=True, detail=f"{folder}{made}")
+
+
+def _check_database(settings: Settings) -> list[Check]:
+    engine = connect(settings.operations_url())
+    name = "DATABASE_URL"
+    path = engine.url.database if engine.dialect.name == "sqlite" else None
+    if path and not Path(path).exists():
+        return [Check(name, ok=False, detail=f"{where(engine)} does not exist yet: run `ops-pipeline migrate`.")]
+    try:
+        with reading(engine) as connection:
+            connection.execute(select(text("1")))
+        version, newest = schema_version(engine), newest_version()
+    except DatabaseProblem as problem:
+        return [Check(name, ok=False, detail=str(problem))]
+    except SQLAlchemyError as error:
+        return [Check(name, ok=False, detail=f"{where(engine)}: {type(error).__name__}; look at the server's log.")]
+    finally:
+        engine.dispose()
+    reached = Check(name, ok=True, detail=f"{where(engine)} answers")
+    if version != newest:
+        found = f"schema {version}" if version else "no schema"
+        return [
+            reached,
+            Check("schema", ok=False, detail=f"{found}, but {newest} is needed: run `ops-pipeline migrate`."),
+        ]
+    return [reached, Check("schema", ok=True, detail=f"version {version}")]

@@ -1,0 +1,36 @@
+"""The record of what jobs did: one `job_outcomes` row per run.
+
+What belongs here: writing and reading that table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Engine, insert
+
+from ops_pipeline.database.engine import database_now, writing
+from ops_pipeline.operations.tables import job_outcomes
+from ops_pipeline.reconcile import Outcome
+
+
+def record_outcome(
+    engine: Engine, *, job: str, run_id: str, started_at: datetime, outcome: Outcome, details: Mapping[str, Any]
+) -> None:
+    """Write the outcome of a run; `details` must be JSON and free of secrets."""
+    with writing(engine) as connection:
+        row = {
+            "job": job,
+            "run_id": run_id,
+            "started_at": started_at,
+            "finished_at": database_now(connection),
+            "status": outcome.status,
+            "scanned": outcome.scanned,
+            "changed": outcome.changed,
+            "skipped": outcome.skipped,
+            "failed": outcome.failed,
+            "details": {"reasons": dict(outcome.reasons), **details},
+        }
+        connection.execute(insert(job_outcomes), [row])

@@ -1,0 +1,146 @@
+"""Every environment variable: typed, documented, validated once.
+
+What belongs here: names, meanings, defaults and bounds. What does not: reading any of it anywhere else.
+A `.env` file in the working directory is read too; variables of the environment win over it.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+from croniter import croniter
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ops_pipeline.database.engine import connect, sqlite_url
+from ops_pipeline.database.errors import DatabaseProblem
+from ops_pipeline.database.types import parse_instant
+
+DEFAULT_START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class SettingsError(Exception):
+    """Variables that cannot be used; the message has a line for each, with what to do."""
+
+
+def _cron(text: str) -> str:
+    fields = text.split()
+    if len(fields) != 5:
+        raise ValueError(
+            f"{text!r} has {len(fields)} fields, but a schedule has five: minute hour day-of-month month day-of-week"
+            " (there is no field for seconds), for example '0 * * * *'"
+        )
+    if not croniter.is_valid(text):
+        raise ValueError(f"{text!r} is no cron schedule, write for example '0 * * * *' for every full hour")
+    return " ".join(fields)
+
+
+def _on_the_hour(value: datetime) -> datetime:
+    if value.timestamp() % 3600:
+        raise ValueError(f"{value.isoformat()} does not lie on a full UTC hour; write for example 2026-01-01T00:00Z")
+    return value
+
+
+CronText = Annotated[str, AfterValidator(_cron)]
+
+
+class Settings(BaseSettings):
+    """The configuration of one deployment."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", case_sensitive=False, validate_default=True)
+
+    dagster_home: Path = Field(default=Path(".dagster_home"), description="Dagster's folder; holds the embedded data.")
+    database_url: SecretStr = Field(
+        default=SecretStr(""),
+        description="The operations database: postgresql+psycopg://… or sqlite:///…; empty for SQLite in DAGSTER_HOME.",
+    )
+    model_call_stats_cron_time: CronText = Field(default="0 * * * *", description="When hours are aggregated.")
+    model_call_stats_start: Annotated[datetime, AfterValidator(_on_the_hour)] = Field(
+        default=DEFAULT_START, description="The first hourly partition, a full UTC hour."
+    )
+    model_calls_pruned_before: Annotated[datetime, AfterValidator(_on_the_hour)] | None = Field(
+        default=None, description="Raw calls before this full UTC hour were pruned: those hours are never made again."
+    )
+    model_call_stats_max_range_hours: int = Field(
+        default=744, ge=1, le=8784, description="The longest range of hours that one catch-up run does."
+    )
+    model_call_stats_max_attempts: int = Field(
+        default=3, ge=1, le=100, description="How often an hour may fail before it waits for a person."
+    )
+    late_model_calls_overlap_seconds: int = Field(
+        default=300, ge=0, le=86_400, description="How far back each look for late calls goes over the last one."
+    )
+    late_model_calls_sweep_seconds: int = Field(
+        default=600, ge=30, le=86_400, description="The pause between two sweeps for deleted calls."
+    )
+    late_model_calls_sweep_hours: int = Field(
+        default=168, ge=1, le=8784, description="Hours counted per sweep: the newest as many, and as many older ones."
+    )
+    usage_report_days: int = Field(
+        default=7, ge=0, le=366, description="For how many days back a report is made without being asked for."
+    )
+    reports_dir: Path | None = Field(
+        default=None, description="Where reports are written; default DAGSTER_HOME/reports."
+    )
+
+    @field_validator("model_call_stats_start", "model_calls_pruned_before", mode="before")
+    @classmethod
+    def _instant(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if not value.strip():
+            return None
+        try:
+            return parse_instant(value)
+        except ValueError as error:
+            raise ValueError(f"{value!r} is no time; write for example 2026-01-01T00:00Z") from error
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any, info: ValidationInfo) -> Any:
+        # `VARIABLE=` in an .env file means the default, not the empty text.
+        if value == "" and info.field_name:
+            return cls.model_fields[info.field_name].get_default(call_default_factory=True)
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _usable_url(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value():
+            try:
+                connect(value.get_secret_value()).dispose()
+            except DatabaseProblem as error:
+                raise ValueError(str(error)) from None
+        return value
+
+    def operations_url(self) -> str:
+        """The URL of the operations database, password included: only for connecting."""
+        return self.database_url.get_secret_value() or sqlite_url(self.dagster_home)
+
+    def reports_folder(self) -> Path:
+        """Where reports are written."""
+        return self.reports_dir or self.dagster_home.absolute() / "reports"
+
+    def late_overlap(self) -> timedelta:
+        """The overlap of looks for late calls."""
+        return timedelta(seconds=self.late_model_calls_overlap_seconds)
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read and validate the environment.
+
+    Raises:
+        SettingsError: one or more variables cannot be used; no value of a secret is in the message.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = [_line(problem) for problem in error.errors(include_input=False, include_url=False)]
+        raise SettingsError("\n".join(lines)) from None
+
+
+def _line(problem: Any) -> str:
+    name = "_".join(str(part) for part in problem["loc"]).upper()
+    return f"{name}: {problem['msg'].removeprefix('Value error, ')}"
