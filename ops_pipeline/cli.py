@@ -10,21 +10,23 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 import click
 from sqlalchemy import Engine
 
-from ops_pipeline.database.engine import connect, sqlite_url, where
+from ops_pipeline.database.engine import connect, reading, sqlite_url, where
 from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.database.migrate import migrate as migrate_database
 from ops_pipeline.operations.checks import check_deployment
 from ops_pipeline.settings import Settings, SettingsError, load_settings
+from ops_pipeline.usage.hours import floor_hour
 
-GROUPINGS = ("model", "user", "app", "provider", "type", "hour", "day")
-FORMATS = ("table", "csv", "json")
+Grouping = Literal["model", "user", "app", "provider", "type", "hour", "day"]
+Format = Literal["table", "csv", "json"]
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Result = TypeVar("Result")
 
 
@@ -67,7 +69,7 @@ def check() -> None:
 @click.option("--live", is_flag=True, help="Go on writing calls until Ctrl-C, late completions included.")
 @click.option("--calls-per-minute", default=60, help="The pace of --live.")
 def demo(
-    days: int, calls: int, seed: int, until: str | None, if_empty: bool, live: bool, calls_per_minute: int
+    *, days: int, calls: int, seed: int, until: str | None, if_empty: bool, live: bool, calls_per_minute: int
 ) -> None:
     """Write a believable history of LLM calls into the operations database."""
     from ops_pipeline.usage import demo as demo_data  # noqa: PLC0415 - numpy costs every other command 0.1 s
@@ -88,7 +90,7 @@ def demo(
                 seed,
                 calls_per_minute,
                 clock=lambda: datetime.now(UTC),
-                sleep=lambda seconds: None if stopped.wait(seconds) else None,
+                sleep=lambda seconds: _ignore(stopped.wait(seconds)),
                 stop=stopped.is_set,
                 told=click.echo,
             )
@@ -97,10 +99,10 @@ def demo(
 @main.command()
 @click.option("--from", "from_", default=None, help="First local day (both ends included), or a date and time.")
 @click.option("--to", default=None, help="Last local day, or a date and time that is not included.")
-@click.option("--by", type=click.Choice(GROUPINGS), default="model", help="What to group by.")
+@click.option("--by", type=click.Choice(get_args(Grouping)), default="model", help="What to group by.")
 @click.option("--tz", default="UTC", help="The reader's IANA time zone, for example Europe/Berlin.")
-@click.option("--format", "format_", type=click.Choice(FORMATS), default="table")
-def usage(from_: str | None, to: str | None, by: str, tz: str, format_: str) -> None:
+@click.option("--format", "format_", type=click.Choice(get_args(Format)), default="table")
+def usage(from_: str | None, to: str | None, by: Grouping, tz: str, format_: Format) -> None:
     """Show calls, tokens and credits of a period, exact, from the hourly roll-up."""
     from ops_pipeline.usage import formats, period, reading  # noqa: PLC0415
 
@@ -118,9 +120,14 @@ def usage(from_: str | None, to: str | None, by: str, tz: str, format_: str) -> 
 def home() -> None:
     """Prepare DAGSTER_HOME for `make run`: Dagster's instance file, and the first metered hour of the demo data."""
     from ops_pipeline.operations.home import prepare_home  # noqa: PLC0415
+    from ops_pipeline.usage.progress import first_wanted_hour  # noqa: PLC0415
 
-    settings = _settings()
-    click.echo(prepare_home(settings, Path.cwd(), datetime.now(UTC) - timedelta(days=7)), nl=False)
+    def first_hour(engine: Engine) -> datetime:
+        with reading(engine) as connection:
+            return first_wanted_hour(connection, EPOCH) or floor_hour(datetime.now(UTC))
+
+    with _operations() as (settings, _):
+        click.echo(prepare_home(settings, Path.cwd(), first_hour), nl=False)
 
 
 @contextmanager
@@ -157,6 +164,10 @@ def _argument(names: str, make: Callable[[], Result]) -> Result:
 def _time(text: str) -> datetime:
     value = datetime.fromisoformat(text)
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value
+
+
+def _ignore(_: object) -> None:
+    """Waiting for a signal tells whether it came; the caller asks for itself."""
 
 
 def _stopped_by_signal() -> threading.Event:

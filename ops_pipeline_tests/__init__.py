@@ -1,1 +1,1 @@
-"""Tests of ops_pipeline; the folders mirror it."""
+"""Tests of ops_pipeline; they mirror its packages and run against real servers."""

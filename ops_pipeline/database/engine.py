@@ -12,8 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, func, make_url, select, text
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, func, make_url, select, text
+from sqlalchemy.exc import ArgumentError
 
 from ops_pipeline.database.errors import explain, masked, unusable_url
 from ops_pipeline.database.types import UtcDateTime
@@ -28,28 +28,40 @@ def connect(url: str) -> Engine:
     Raises:
         DatabaseProblem: the URL cannot be read, or names neither PostgreSQL nor SQLite.
     """
-    try:
-        parsed = make_url(url)
-        backend = parsed.get_backend_name()
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise unusable_url(url, "it is no database URL") from error
+    parsed = _parsed(url)
+    backend = parsed.get_backend_name()
     if backend == "sqlite":
+        if parsed.host:
+            raise unusable_url(url, "after sqlite: stand three slashes, and four before an absolute path")
+        parsed = parsed.set(drivername="sqlite")
         engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     elif backend == "postgresql":
         # jit costs 0.7 s on a month's aggregation and gains nothing; the zone makes text casts mean UTC.
-        arguments = {
-            "options": "-c timezone=UTC -c jit=off",
-            "application_name": "ops_pipeline",
-            "connect_timeout": 10,
-        }
+        defaults = {"application_name": "ops_pipeline", "connect_timeout": 10}
+        arguments: dict[str, Any] = {name: value for name, value in defaults.items() if name not in parsed.query}
+        # Arguments replace parameters of the URL, which may choose a schema: -csearch_path=ops.
+        arguments["options"] = f"{parsed.query.get('options', '')} -c timezone=UTC -c jit=off".lstrip()
         parsed = parsed.set(drivername="postgresql+psycopg")
         engine = create_engine(parsed, pool_pre_ping=True, connect_args=arguments)
     else:
         raise unusable_url(url, f"{backend} is not supported")
     event.listen(engine, "handle_error", _translate)
     return engine
+
+
+def _parsed(url: str) -> URL:
+    # The errors' own texts may hold a part of the password.
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise unusable_url(url, "it is no database URL") from None
+    except ValueError:
+        raise unusable_url(url, "its port is no number; in a password write @ as %40 and : as %3A") from None
+    if "@" in (parsed.host or ""):
+        raise unusable_url(url, "it has two @; in a password write @ as %40")
+    return parsed
 
 
 def sqlite_url(folder: Path) -> str:
@@ -141,6 +153,9 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _translate(context: Any) -> None:
+    if context.is_pre_ping:
+        # A pooled connection that died meanwhile is replaced, unless somebody raises here.
+        return
     original = context.original_exception
     engine = context.engine
     problem = explain(original, masked(engine.url) if engine is not None else "the database")

@@ -30,8 +30,11 @@ def masked(url: str | URL) -> str:
     """The URL with its password, and any secret among its parameters, replaced by `***`."""
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         # Not a URL at all: show nothing of it, a password may stand anywhere in it.
+        return "***"
+    if "@" in (parsed.host or ""):
+        # The rest of a password with an unescaped @ stands before the host.
         return "***"
     query = {key: "***" if key.lower() in SECRET_PARAMETERS else value for key, value in parsed.query.items()}
     return parsed.set(query=query).render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
@@ -48,8 +51,10 @@ def explain(error: BaseException, where: str) -> DatabaseProblem | None:
     text = str(error).strip()
     if state in {"40001", "40P01", "55P03"} or "database is locked" in text:
         return Conflict(f"Another transaction holds the same rows of {where}: {_first_line(text)}. Try again.")
+    # With a state the text may hold a writer's own words: the id of a duplicate row may be "timeout-1".
+    known_by = state or text
     for kind, pattern, advice in _KNOWN:
-        if re.search(pattern, f"{state or ''} {text}", re.IGNORECASE):
+        if re.search(pattern, known_by, re.IGNORECASE):
             return kind(f"{_first_line(text)} ({where}). {advice}")
     return None
 
@@ -62,9 +67,14 @@ _KNOWN: tuple[tuple[type[DatabaseProblem], str, str], ...] = (
     ),
     (
         Unreachable,
-        r"readonly database|^25006|^42501",
-        "Writing is not allowed there: check the file's owner and mode, or the role's grants, or that this is"
-        " the primary server.",
+        r"readonly database|^25006",
+        "Writing is not allowed there: check the file's owner and mode, or that this is the primary server and the"
+        " role may write.",
+    ),
+    (
+        Unreachable,
+        r"^42501",
+        "Grant the role in DATABASE_URL its rights, or use the role that owns the tables.",
     ),
     (
         Unreachable,
@@ -88,13 +98,23 @@ _KNOWN: tuple[tuple[type[DatabaseProblem], str, str], ...] = (
     ),
     (
         Unreachable,
-        r"password authentication failed|^28|no password supplied",
+        r"password authentication failed|no password supplied|role \".*\" does not exist|^28",
         "Check user and password in DATABASE_URL.",
     ),
     (
         Unreachable,
         r"database \".*\" does not exist|^3D000",
         "Create the database, or correct its name in DATABASE_URL.",
+    ),
+    (
+        Unreachable,
+        r"pg_hba\.conf",
+        "Allow this host, user and database in the server's pg_hba.conf.",
+    ),
+    (
+        Unreachable,
+        r"too many (clients|connections)|connection slots|^53300",
+        "Wait until other programs close connections, or raise the server's or the role's limit.",
     ),
     (
         Unreachable,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, ColumnElement, Date, bindparam, cast, func, literal
+from sqlalchemy import BigInteger, ColumnElement, Date, and_, bindparam, literal
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -17,8 +17,12 @@ from sqlalchemy.sql.functions import FunctionElement
 from ops_pipeline.database.types import ExactDecimal, UtcDateTime, require_aware
 
 HOUR_SECONDS = 3600
-SQLITE_HOUR_KEY = "(CAST(strftime('%s', {0}) AS INTEGER) / 3600)"
-"""Hours since 1970 of an ISO 8601 text in any of its spellings; `model_calls` is indexed by this expression."""
+SQLITE_HOUR_KEY = (
+    "(CAST(strftime('%s', CASE WHEN length({0}) > 23 THEN substr({0}, 1, 19) || ltrim(substr({0}, 20), '.0123456789')"
+    " ELSE {0} END) AS INTEGER) / 3600)"
+)
+"""Hours since 1970 of an ISO 8601 text in any of its spellings; `model_calls` is indexed by this expression.
+A fraction longer than milliseconds is cut off, since SQLite would round it up into the next hour."""
 
 
 class _Expression(FunctionElement[Any]):
@@ -43,12 +47,11 @@ class HourKey(_Expression):
     inherit_cache = True
 
 
-class WithinHours(_Expression):
-    """True when start <= instant < end, in a form that the index on the instant serves."""
+class IndexedHour(_Expression):
+    """An instant in the form that its index has; to be compared with hours only."""
 
-    name = "within_hours"
+    name = "indexed_hour"
     inherit_cache = True
-    type = Boolean()
 
 
 class UtcDay(_Expression):
@@ -91,6 +94,14 @@ class EarliestHour(_Expression):
     type = UtcDateTime()
 
 
+class IntegerSum(_Expression):
+    """The sum of an integer column."""
+
+    name = "integer_sum"
+    inherit_cache = True
+    type = BigInteger()
+
+
 class ExactSum(_Expression):
     """The exact sum of a decimal column."""
 
@@ -121,7 +132,9 @@ def within_hours(instant: ColumnElement[Any], start: datetime, end: datetime) ->
     Raises:
         ValueError: a bound is naive or not on the hour.
     """
-    return WithinHours(instant, *(_bound(value) for value in (start, end)))
+    # Not one construct of Boolean type: SQLAlchemy writes "= 1" behind that, and SQLite then scans every call.
+    first, last = (IndexedHour(_bound(value)) for value in (start, end))
+    return and_(IndexedHour(instant) >= first, IndexedHour(instant) < last)
 
 
 def _bound(value: datetime) -> ColumnElement[Any]:
@@ -178,7 +191,7 @@ def exact_sum_of_floats(column: ColumnElement[Any], scale: int) -> ColumnElement
 
 def integer_sum(column: ColumnElement[Any]) -> ColumnElement[int]:
     """The sum of an integer column as 64-bit integer; zero for no rows; overflow is an error, never wrong."""
-    return cast(func.coalesce(func.sum(column), 0), BigInteger)
+    return IntegerSum(column)
 
 
 def _parts(element: _Expression, compiler: SQLCompiler, **kw: Any) -> list[str]:
@@ -197,25 +210,20 @@ def _(element: HourStart, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 @compiles(HourKey, "sqlite")
+@compiles(IndexedHour, "sqlite")
 def _(element: HourKey, compiler: SQLCompiler, **kw: Any) -> str:
     return SQLITE_HOUR_KEY.format(*_parts(element, compiler, **kw))
 
 
 @compiles(HourStart, "sqlite")
 def _(element: HourStart, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"strftime('%Y-%m-%d %H:00:00', {_parts(element, compiler, **kw)[0]})"
+    key = SQLITE_HOUR_KEY.format(*_parts(element, compiler, **kw))
+    return f"strftime('%Y-%m-%d %H:00:00', {key} * 3600, 'unixepoch')"
 
 
-@compiles(WithinHours, "postgresql")
-def _(element: WithinHours, compiler: SQLCompiler, **kw: Any) -> str:
-    instant, start, end = _parts(element, compiler, **kw)
-    return f"({instant} >= {start} AND {instant} < {end})"
-
-
-@compiles(WithinHours, "sqlite")
-def _(element: WithinHours, compiler: SQLCompiler, **kw: Any) -> str:
-    instant, start, end = (SQLITE_HOUR_KEY.format(part) for part in _parts(element, compiler, **kw))
-    return f"({instant} >= {start} AND {instant} < {end})"
+@compiles(IndexedHour, "postgresql")
+def _(element: IndexedHour, compiler: SQLCompiler, **kw: Any) -> str:
+    return _parts(element, compiler, **kw)[0]
 
 
 @compiles(UtcDay, "postgresql")
@@ -271,6 +279,19 @@ def _(element: EarliestHour, compiler: SQLCompiler, **kw: Any) -> str:
     return f"strftime('%Y-%m-%d %H:00:00', MIN({key}) * 3600, 'unixepoch')"
 
 
+@compiles(IntegerSum, "postgresql")
+def _(element: IntegerSum, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"CAST(COALESCE(SUM({_parts(element, compiler, **kw)[0]}), 0) AS BIGINT)"
+
+
+@compiles(IntegerSum, "sqlite")
+def _(element: IntegerSum, compiler: SQLCompiler, **kw: Any) -> str:
+    # An integer literal beyond 64 bits was stored as a float, which CAST would cut to the largest integer.
+    total = f"COALESCE(SUM({_parts(element, compiler, **kw)[0]}), 0)"
+    wrong = f"typeof({total}) = 'real' AND abs({total}) >= 9.2e18"
+    return f"CASE WHEN {wrong} THEN {_SQLITE_OVERFLOW} ELSE CAST({total} AS BIGINT) END"
+
+
 @compiles(ExactSum, "postgresql")
 def _(element: ExactSum, compiler: SQLCompiler, **kw: Any) -> str:
     return f"COALESCE(SUM({_parts(element, compiler, **kw)[0]}), 0)"
@@ -297,19 +318,22 @@ def _(element: ExactSumOfFloats, compiler: SQLCompiler, **kw: Any) -> str:
     return _sqlite_decimal(f"SUM(CAST(ROUND({value} * 1e{scale}) AS INTEGER))", scale)
 
 
+_SQLITE_OVERFLOW = "abs(-9223372036854775807 - 1)"
+"""Raises "integer overflow": the least integer has no absolute value."""
+
+
 def _sqlite_units(text: str, scale: int) -> str:
     """Decimal text as an integer number of 10^-scale.
 
     Below 100,000 a float holds ten decimals to within a quarter unit, so that rounding is exact; above, the
-    digits themselves are read. What does not fit 64 bits raises SQLite's "integer overflow" (abs of the least
-    integer) rather than turning into a float in silence.
+    digits themselves are read. What does not fit 64 bits is an error rather than a float in silence.
     """
     digits = f"substr(substr({text}, instr({text} || '.', '.') + 1) || '{'0' * scale}', 1, {scale})"
     limit = (2**63 - 1) // 10**scale
     return (
         f"CASE WHEN {text} + 0 BETWEEN -100000 AND 100000 THEN CAST(ROUND({text} * 1e{scale}) AS INTEGER)"
         f" WHEN {text} IS NULL THEN 0"
-        f" WHEN instr(lower({text}), 'e') > 0 OR abs({text}) >= {limit} THEN abs(-9223372036854775807 - 1)"
+        f" WHEN instr(lower({text}), 'e') > 0 OR abs({text}) >= {limit} THEN {_SQLITE_OVERFLOW}"
         f" ELSE CAST({text} AS INTEGER) * {10**scale}"
         f" + CASE WHEN {text} LIKE '-%' THEN -1 ELSE 1 END * CAST({digits} AS INTEGER) END"
     )

@@ -6,7 +6,7 @@ What belongs here: conversion of single values. What does not: SQL expressions (
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from typing import Any
 
 from sqlalchemy import DateTime, Dialect, Numeric, Select, Text
@@ -96,10 +96,20 @@ class ExactDecimal(TypeDecorator[Decimal]):
         return dialect.type_descriptor(Text() if dialect.name == "sqlite" else Numeric(self.precision, self.scale))
 
     def process_bind_param(self, value: Decimal | int | None, dialect: Dialect) -> Any:
-        """Round half to even at the scale, and write plain digits."""
+        """Round half to even at the scale, and write plain digits.
+
+        Raises:
+            ValueError: `value` is not finite, or has too many digits before the point.
+        """
         if value is None:
             return None
-        rounded = Decimal(value).quantize(Decimal(1).scaleb(-self.scale), ROUND_HALF_EVEN)
+        number = Decimal(value)
+        try:
+            rounded = number.quantize(Decimal(1).scaleb(-self.scale), ROUND_HALF_EVEN, Context(self.precision))
+        except InvalidOperation:
+            rounded = Decimal("nan")
+        if not rounded.is_finite():
+            raise ValueError(f"{value} is no decimal number of {self.precision - self.scale} digits before the point")
         return f"{rounded:f}" if dialect.name == "sqlite" else rounded
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:

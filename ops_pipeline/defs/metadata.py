@@ -17,12 +17,15 @@ OWNERS = ["team:platform-operations"]
 def totals_metadata(
     *, state: str, calls: int, processing: int, tokens: Mapping[str, int], credits: Decimal, rows: int
 ) -> dict[str, Any]:
-    """The totals of a period; credits are a float here, for plots only: the tables hold them exactly."""
+    """The totals of a period; credits are a float here, for plots only: the tables hold them exactly.
+
+    `tokens` is input plus output: most providers count cached and reasoning tokens within these already.
+    """
     return {
         "state": state,
         "calls": calls,
         "provisional_calls": processing,
-        "tokens": sum(tokens.values()),
+        "tokens": tokens["input_tokens"] + tokens["output_tokens"],
         **dict(tokens),
         "credits": float(credits),
         "rows": rows,

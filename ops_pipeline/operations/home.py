@@ -7,27 +7,26 @@ of Dagster need.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, text
 
-from ops_pipeline.database.engine import connect, reading, writing
-from ops_pipeline.database.expressions import earliest_hour
+from ops_pipeline.database.engine import connect, writing
 from ops_pipeline.settings import Settings
-from ops_pipeline.usage.tables import model_calls
 
 DAGSTER_SCHEMA = "dagster"
 """Dagster's tables stay out of the way of ours, and of each other's `alembic_version`."""
 
 
-def prepare_home(settings: Settings, project: Path, fallback_start: datetime) -> str:
+def prepare_home(settings: Settings, project: Path, first_hour: Callable[[Engine], datetime]) -> str:
     """Write the instance file into DAGSTER_HOME and return shell `export` lines for Dagster's processes.
 
     Args:
         settings: the environment.
         project: the folder with `dagster.yaml` and `deploy/`.
-        fallback_start: the first partition when nothing says another and there are no calls.
+        first_hour: tells the first partition when MODEL_CALL_STATS_START does not.
 
     Raises:
         DatabaseProblem: the operations database cannot be used.
@@ -43,20 +42,17 @@ def prepare_home(settings: Settings, project: Path, fallback_start: datetime) ->
             exports["DAGSTER_POSTGRES_URL"] = _dagster_url(engine)
         (home / "dagster.yaml").write_text(instance.read_text())
         if "model_call_stats_start" not in settings.model_fields_set:
-            exports["MODEL_CALL_STATS_START"] = _remembered_start(home, engine, fallback_start)
+            exports["MODEL_CALL_STATS_START"] = _remembered_start(home, engine, first_hour)
     finally:
         engine.dispose()
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in exports.items())
 
 
-def _remembered_start(home: Path, engine: Engine, fallback: datetime) -> str:
-    """The hour of the first call, kept in a file: partitions must not move when old calls are pruned."""
+def _remembered_start(home: Path, engine: Engine, first_hour: Callable[[Engine], datetime]) -> str:
+    """The first partition, kept in a file: partitions must not move when old calls are pruned."""
     file = home / "model_call_stats_start"
     if not file.exists():
-        with reading(engine) as connection:
-            first = connection.execute(select(earliest_hour(model_calls.c.called_at))).scalar()
-        start = (first or fallback).replace(minute=0, second=0, microsecond=0)
-        file.write_text(start.isoformat())
+        file.write_text(first_hour(engine).isoformat())
     return file.read_text().strip()
 
 

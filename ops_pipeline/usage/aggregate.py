@@ -65,7 +65,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class ModelTotal:
-    """One model's part of an hour."""
+    """One model's part of an hour; `tokens` is input plus output."""
 
     provider: str
     model: str
@@ -262,7 +262,7 @@ def _hour_result(
                 part["model"],
                 part["calls"],
                 part["failed"],
-                sum(part[name] for name in TOKEN_COLUMNS),
+                part["input_tokens"] + part["output_tokens"],
                 part["credits"],
             )
             for part in parts

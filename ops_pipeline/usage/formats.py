@@ -61,7 +61,7 @@ def note(table: UsageTable) -> str | None:
     """Why the numbers may still change, in one sentence; None when they are final."""
     reasons = []
     if table.hours_missing:
-        reasons.append(f"{_hours(table.hours_missing)} of {len(table.period.window):,} not aggregated yet")
+        reasons.append(f"{table.hours_missing:,} of {_hours(len(table.period.window))} not aggregated yet")
     if table.hours_provisional:
         reasons.append(f"{_hours(table.hours_provisional)} aggregated while calls were still running")
     return f"Not final: {', '.join(reasons)}." if reasons else None
@@ -71,6 +71,14 @@ def printable(key: str) -> str:
     """A key as people see it: '' in words, and no character that moves the cursor or forges a line."""
     shown = "".join(character if character.isprintable() else f"\\u{ord(character):04x}" for character in key)
     return shown or _NOBODY
+
+
+def money(value: Decimal) -> str:
+    """Credits to the hundredth, or to four significant digits where that would hide them."""
+    if not value or abs(value) >= 1:
+        return f"{value:,.2f}"
+    whole, _, fraction = f"{value:.{3 - value.adjusted()}f}".partition(".")
+    return f"{whole}.{fraction.rstrip('0'):0<2}"
 
 
 def _hours(count: int) -> str:

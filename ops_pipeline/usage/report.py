@@ -86,6 +86,13 @@ def growth(current: Decimal, previous: Decimal) -> float:
     return float((current - previous) / previous)
 
 
+def nothing_to_report(report: Report) -> str:
+    """What is to be said of an empty day: that there were no calls, or that nobody knows yet."""
+    if report.hours.hours_missing:
+        return "No calls of this day have been aggregated so far."
+    return "There were no calls on this day."
+
+
 def build_report(engine: Engine, day: date, *, now: datetime | None = None) -> Report:
     """Gather the numbers of a UTC day from the roll-up tables; a day without calls gives a report of zeros.
 

@@ -13,20 +13,23 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
-from ops_pipeline.usage.formats import note, printable
+from ops_pipeline.usage.formats import money, note, printable
 from ops_pipeline.usage.reading import LatencyRow, Quantiles, UsageRow, UsageTable
-from ops_pipeline.usage.report import TOP, Report
+from ops_pipeline.usage.report import TOP, Report, nothing_to_report
 
 DPI = 100
 SIZE_INCHES = (9.0, 12.6)
 COLOURS = 64
 """Of the palette: a third of the bytes of true colour, and no visible difference."""
 LONGEST_LABEL = 26
+MORE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Noto Sans Arabic", "Noto Sans Devanagari")
+"""Used, where installed, for names in scripts that matplotlib's own font lacks; else such letters are boxes."""
 
 INK, QUIET, LINES = "#1f2933", "#616e7c", "#e4e7eb"
 BLUE, PALE, RED, AMBER = "#2f6fb0", "#9cc3e6", "#cc4b37", "#e0a526"
@@ -40,7 +43,7 @@ def draw(report: Report) -> bytes:
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, hspace=0.03, wspace=0.03)
     figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout=layout, facecolor="white")
     canvas = FigureCanvasAgg(figure)
-    head, time, names = figure.subfigures(3, 1, height_ratios=(0.9, 5.9, 5.8))
+    head, time, names = figure.subfigures(3, 1, squeeze=False, height_ratios=(0.9, 5.9, 5.8))[:, 0]
     _headline(head.subplots(), report)
     hours, days = frame(report.hours), frame(report.days)
     left, right = time.subplots(3, 2).T
@@ -50,7 +53,7 @@ def draw(report: Report) -> bytes:
     _ranking(models, report.models, "Top models by credits")
     _ranking(apps, report.apps, "Top apps by credits")
     _latency(*speeds, report.latency[:TOP])
-    _plain_text(figure)
+    _prepare_text(figure)
     canvas.draw()
     picture = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba(), "raw", "RGBA", 0, 1)
     file = io.BytesIO()
@@ -72,11 +75,11 @@ def _headline(axes: Axes, report: Report) -> None:
     total = report.total
     axes.text(0, 0.72, f"LLM usage on {report.day:%A}, {report.day.isoformat()} (UTC)", fontsize=15, weight="bold")
     if report.empty:
-        words = "No calls on this day."
+        words = nothing_to_report(report)
     else:
         rate = "-" if total.success_rate is None else f"{total.success_rate:.2%}"
         words = (
-            f"{total.calls:,} calls, {rate} of the ended ones succeeded   |   {total.credits:,.2f} credits   |   "
+            f"{total.calls:,} calls, {rate} of the ended ones succeeded   |   {money(total.credits)} credits   |   "
             f"{total.tokens:,} tokens"
         )
     axes.text(0, 0.28, words, fontsize=10, color=QUIET)
@@ -118,11 +121,11 @@ def _bars(axes: Axes, data: pd.DataFrame, parts: Sequence[tuple[str, str, str]],
     marked = range((len(data) - 1) % step if step == 7 else 0, len(data), step)
     axes.set_xticks(list(marked), [ticks[place] for place in marked])
     axes.set_xlim(-0.7, len(data) - 0.3)
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=parts[0][0] != "credits"))
     if drawn:
-        axes.set_ylim(0, max(base.max() * 1.22, 0) or 1)
+        axes.set_ylim(0, base.max() * 1.22 if base.max() > 0 else 1)
     else:
-        _nothing(axes, "no calls" if parts[0][0] == "succeeded" else "none")
+        _nothing(axes)
     if len(drawn) > 1:
         _legend(axes)
 
@@ -135,12 +138,12 @@ def _ranking(axes: Axes, table: UsageTable, title: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(4))
     rows: Sequence[UsageRow] = table.rows[:TOP]
     if not rows:
-        _nothing(axes, "no calls on this day")
+        _nothing(axes)
         return
     values = [float(row.credits) for row in rows]
     bars = axes.barh(range(len(rows)), values, height=0.7, color=BLUE)
-    axes.bar_label(bars, [f"{row.credits:,.2f}" for row in rows], padding=3, fontsize=8, color=INK)
-    axes.set_xlim(0, max(values) * 1.25 or 1)
+    axes.bar_label(bars, [money(row.credits) for row in rows], padding=3, fontsize=8, color=INK)
+    axes.set_xlim(0, max(*values, 0) * 1.25 or 1)
     _names(axes, [printable(row.key) for row in rows])
 
 
@@ -162,7 +165,7 @@ def _ranges(axes: Axes, found: Sequence[Quantiles]) -> None:
     axes.set_xlabel("seconds (logarithmic)", fontsize=8, color=QUIET)
     known = [(place, one) for place, one in enumerate(found) if one.p50 is not None]
     if not known:
-        _nothing(axes, "not measured on this day")
+        _nothing(axes)
         return
     axes.set_xscale("log")
     for place, one in known:
@@ -170,11 +173,10 @@ def _ranges(axes: Axes, found: Sequence[Quantiles]) -> None:
     for name, colour in QUANTILE_COLOURS.items():
         seconds = [getattr(one, name) / 1000 for _, one in known]
         axes.scatter(seconds, [place for place, _ in known], s=26, color=colour, label=name, zorder=2)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,)))
-    axes.xaxis.set_major_formatter(FuncFormatter(_number))
-    axes.xaxis.set_minor_formatter(NullFormatter())
     low, high = axes.get_xlim()
-    axes.set_xlim(min(low, 10**-1), max(high, 1.2))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < low * 300 else (1.0,)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(_number))
 
 
 def _style(axes: Axes, along: str = "y") -> None:
@@ -206,18 +208,23 @@ def _legend(axes: Axes, *, outside: bool = False) -> None:
         look.get_frame().set(linewidth=0, alpha=1)
 
 
-def _nothing(axes: Axes, words: str) -> None:
-    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=QUIET, fontsize=9)
+def _nothing(axes: Axes) -> None:
+    axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", va="center", color=QUIET, fontsize=9)
     axes.set_xticks([])
     axes.set_yticks([])
 
 
 def _number(value: float, _place: int) -> str:
+    if 0 < abs(value) < 1e-3:
+        return f"{value:.12f}".rstrip("0")
     return f"{value:,.6g}" if abs(value) < 1e6 else f"{value:,.0f}"
 
 
-def _plain_text(figure: Figure) -> None:
-    # A model's name may hold dollar signs, which matplotlib would read as formulas, and fail on.
+def _prepare_text(figure: Figure) -> None:
+    installed = {font.name for font in fontManager.ttflist}
+    families = ["DejaVu Sans", *(name for name in MORE_FONTS if name in installed)]
     for text in figure.findobj(Text):
         if isinstance(text, Text):
+            text.set_fontfamily(families)
+            # A model's name may hold dollar signs, which matplotlib would read as formulas, and fail on.
             text.set_parse_math(False)

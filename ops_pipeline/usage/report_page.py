@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from decimal import Decimal
 from html import escape
 from importlib.resources import files
 
 import pandas as pd
 
-from ops_pipeline.usage.formats import note, printable
+from ops_pipeline.usage.formats import money, note, printable
 from ops_pipeline.usage.reading import LatencyRow, Quantiles, UsageRow, UsageTable
-from ops_pipeline.usage.report import TOP, TRAILING_DAYS, Growth, Report
+from ops_pipeline.usage.report import TOP, TRAILING_DAYS, Growth, Report, nothing_to_report
 
 UNKNOWN = "-"
 
@@ -71,7 +70,7 @@ def _style() -> str:
 def _notices(report: Report) -> str:
     words = [note(report.hours)]
     if report.empty:
-        words.insert(0, f"No calls on {report.day.isoformat()}.")
+        words.insert(0, nothing_to_report(report))
     if report.total.processing:
         words.append(f"{report.total.processing:,} calls were still running when their hour was rolled up.")
     shown = [f"<p>{escape(text)}</p>" for text in words if text]
@@ -83,9 +82,9 @@ def _cards(report: Report) -> str:
     rates = {one.measure: _percent(one.rate, signed=True) for one in report.growth[:3]}
     failed = f"{total.failed:,} of {total.succeeded + total.failed:,} ended calls failed"
     cards = [
-        (f"{total.calls:,}", f"calls, {rates['calls']} on the day before"),
-        (_money(total.credits), f"credits, {rates['credits']} on the day before"),
-        (f"{total.tokens:,}", f"input and output tokens, {rates['tokens']} on the day before"),
+        (f"{total.calls:,}", f"calls, {rates['calls']} against the day before"),
+        (money(total.credits), f"credits, {rates['credits']} against the day before"),
+        (f"{total.tokens:,}", f"input and output tokens, {rates['tokens']} against the day before"),
         (_percent(total.success_rate), f"success rate; {failed}"),
     ]
     inner = "".join(
@@ -110,9 +109,9 @@ def _cut(table: UsageTable) -> str:
 
 def _growth(one: Growth) -> dict[str, str]:
     whole = one.measure != "credits"
-    current, previous = (f"{value:,.0f}" if whole else _money(value) for value in (one.current, one.previous))
+    current, previous = (f"{value:,.0f}" if whole else money(value) for value in (one.current, one.previous))
     rate = _percent(one.rate, signed=True)
-    return {"measure": one.measure, "period": one.period, "current": current, "previous": previous, "growth": rate}
+    return {"measure": f"{one.measure}, {one.period}", "current": current, "previous": previous, "growth": rate}
 
 
 def _usage(table: UsageTable, name: str) -> pd.DataFrame:
@@ -120,7 +119,7 @@ def _usage(table: UsageTable, name: str) -> pd.DataFrame:
     return pd.DataFrame(
         {
             name: printable(row.key),
-            "credits": _money(row.credits),
+            "credits": money(row.credits),
             "share": _percent(float(row.credits / share_of)) if share_of else UNKNOWN,
             **_counts(row),
             "mean seconds": UNKNOWN if row.mean_duration_seconds is None else f"{row.mean_duration_seconds:,.2f}",
@@ -131,21 +130,20 @@ def _usage(table: UsageTable, name: str) -> pd.DataFrame:
 
 def _usage_over_time(table: UsageTable, name: str) -> pd.DataFrame:
     return pd.DataFrame(
-        {name: row.key.removesuffix("+00:00"), "credits": _money(row.credits), **_counts(row)} for row in table.rows
+        {name: row.key.removesuffix("+00:00"), "credits": money(row.credits), **_counts(row)} for row in table.rows
     )
 
 
 def _counts(row: UsageRow) -> dict[str, str]:
     counts = ("calls", "failed", "input_tokens", "output_tokens", "cache_read_tokens", "reasoning_tokens")
-    shown = {name.replace("_tokens", "").replace("_", " "): f"{getattr(row, name):,}" for name in counts}
+    shown = {name.replace("_", " "): f"{getattr(row, name):,}" for name in counts}
     return {"success": _percent(row.success_rate), **shown}
 
 
 def _latency(rows: Sequence[LatencyRow]) -> pd.DataFrame:
     return pd.DataFrame(
         {
-            "model": printable(row.key[1]),
-            "provider": printable(row.key[0]),
+            "model (provider)": f"{printable(row.key[1])} ({printable(row.key[0])})",
             "calls": f"{row.duration.calls:,}",
             **{f"{name} s": _scaled(row.duration, name, 1000, 2) for name in ("p50", "p90", "p95", "p99")},
             **{f"TTFB {name} ms": _scaled(row.ttfb, name, 1, 0) for name in ("p50", "p90", "p95", "p99")},
@@ -157,11 +155,6 @@ def _latency(rows: Sequence[LatencyRow]) -> pd.DataFrame:
 def _scaled(found: Quantiles, name: str, divisor: float, digits: int) -> str:
     value: float | None = getattr(found, name)
     return UNKNOWN if value is None else f"{value / divisor:,.{digits}f}"
-
-
-def _money(value: Decimal) -> str:
-    """Credits to the hundredth, or with four significant digits where that would hide them."""
-    return f"{value:,.2f}" if not value or abs(value) >= 1 else f"{value:.4g}"
 
 
 def _percent(share: float | None, *, signed: bool = False) -> str:

@@ -115,15 +115,18 @@ def hourly_rows(window: Window) -> Rows:
 def latency_rows(window: Window) -> Rows:
     """The rows of `hourly_model_latency` for a window: successful calls by bucket."""
     both = union_all(
-        _buckets(window, "duration", _calls.duration_seconds * literal_column("1000.0", Double)),
-        _buckets(window, "ttfb", _calls.ttfb_ms),
+        _buckets(window, "duration", _calls.duration_seconds, unit_ms=1000.0),
+        _buckets(window, "ttfb", _calls.ttfb_ms, unit_ms=1.0),
     ).subquery("buckets")
     return select(*both.c)
 
 
-def _buckets(window: Window, metric: str, milliseconds: ColumnElement[Any]) -> Rows:
+def _buckets(window: Window, metric: str, timing: Column[Any], *, unit_ms: float) -> Rows:
     smallest, largest = literal_column(repr(SMALLEST_MS)), literal_column(repr(LARGEST_MS))
-    clamped = case((milliseconds < smallest, smallest), (milliseconds < largest, milliseconds), else_=largest)
+    # Compared in its own unit: PostgreSQL refuses to turn 1e306 s into milliseconds.
+    milliseconds = timing * literal_column(repr(unit_ms), Double)
+    lowest, highest = (literal_column(repr(bound / unit_ms)) for bound in (SMALLEST_MS, LARGEST_MS))
+    clamped = case((timing < lowest, smallest), (timing < highest, milliseconds), else_=largest)
     scale = literal_column(repr(math.log(GAMMA)), Double)
     bucket = cast(func.ceil(func.ln(cast(clamped, Double)) / scale), SmallInteger)
     keys = [_dimension(name) for name in ("provider", "model", "type")]
@@ -138,7 +141,7 @@ def _buckets(window: Window, metric: str, milliseconds: ColumnElement[Any]) -> R
         .where(
             within_hours(_calls.called_at, window.start, window.end),
             _calls.status == "success",
-            milliseconds.is_not(None),
+            timing.is_not(None),
         )
         .group_by(hour_key(_calls.called_at), *keys, bucket)
     )

@@ -59,25 +59,40 @@ def hours_in_flight(instance: DagsterInstance) -> set[datetime]:
     return hours
 
 
-def hour_requests(windows: Sequence[Window]) -> list[RunRequest]:
-    """One run per window, which leaves alone the hours that need nothing."""
+def hour_requests(windows: Sequence[Window], tick: datetime | None = None) -> list[RunRequest]:
+    """One run per window, which leaves alone the hours that need nothing.
+
+    Args:
+        windows: what to run.
+        tick: the time of a schedule's tick, which makes its run keys unique; sensors ask without keys.
+    """
     return [
-        range_request(job_name(NAME), hour_key(window.start), hour_key(window.end - HOUR), run_config=ONLY_NEEDED)
+        range_request(
+            job_name(NAME),
+            hour_key(window.start),
+            hour_key(window.end - HOUR),
+            run_config=ONLY_NEEDED,
+            run_key=f"{tick.isoformat()} {window}" if tick else None,
+        )
         for window in windows
     ]
 
 
 def evaluate_catch_up(
-    instance: DagsterInstance, database: OperationsDatabase, policy: CatchUpPolicy, closed_until: datetime
+    instance: DagsterInstance, database: OperationsDatabase, policy: CatchUpPolicy, due: datetime, *, keyed: bool
 ) -> list[RunRequest] | SkipReason:
-    """Requests for all that lacks up to an hour, or why there are none."""
+    """Requests for all that lacks up to the last hour that was over when a tick was due, or why there are none.
+
+    Several requests of a schedule's tick must have run keys; a sensor's key would never be launched a second time.
+    """
+    closed_until = floor_hour(due)
     if closed_until <= policy.start:
         return SkipReason(
             f"MODEL_CALL_STATS_START is {hour_text(policy.start)}, and no hour from there on is over yet."
         )
     with reading(database.engine) as connection:
         plan = read_catch_up(connection, policy, closed_until, hours_in_flight(instance))
-    return hour_requests(plan.ranges) or SkipReason(skip_text(plan, closed_until))
+    return hour_requests(plan.ranges, due if keyed else None) or SkipReason(skip_text(plan, closed_until))
 
 
 def skip_text(plan: CatchUp, closed_until: datetime) -> str:
@@ -118,13 +133,13 @@ def catch_up_schedule(settings: Settings, job: UnresolvedAssetJobDefinition) -> 
     def model_call_stats_schedule(
         context: ScheduleEvaluationContext, database: OperationsDatabase
     ) -> list[RunRequest] | SkipReason:
-        closed_until = floor_hour(context.scheduled_execution_time)
+        due = context.scheduled_execution_time.astimezone(UTC)
         try:
-            return evaluate_catch_up(context.instance, database, policy, closed_until)
+            return evaluate_catch_up(context.instance, database, policy, due, keyed=True)
         except Unreachable:
             # Nobody watches skipped ticks: a run that fails on the same database is seen and alerted.
-            last = max(closed_until - HOUR, policy.start)
-            return hour_requests([Window(last, last + HOUR)])
+            last = max(floor_hour(due) - HOUR, policy.start)
+            return hour_requests([Window(last, last + HOUR)], due)
 
     return model_call_stats_schedule
 
@@ -150,6 +165,6 @@ def missed_hours_sensor(settings: Settings, job: UnresolvedAssetJobDefinition) -
         if rest:
             return SkipReason(rest)
         due = last_tick(settings.model_call_stats_cron_time, datetime.now(UTC) - GRACE)
-        return evaluate_catch_up(context.instance, database, policy, floor_hour(due))
+        return evaluate_catch_up(context.instance, database, policy, due, keyed=False)
 
     return sense

@@ -170,7 +170,7 @@ def _totals_check(chunks: Sequence[ChunkResult]) -> AssetCheckResult:
         metadata={
             "hours": len(hours),
             "calls": sum(hour.calls for hour in hours),
-            "tokens": sum(sum(hour.tokens.values()) for hour in hours),
+            "tokens": sum(hour.tokens["input_tokens"] + hour.tokens["output_tokens"] for hour in hours),
             "credits": float(sum(hour.credits for hour in hours)),
             "mismatches": table(("hour", "difference"), [(one.hour, one.error) for one in mismatches], empty="None."),
         }

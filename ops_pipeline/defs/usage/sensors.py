@@ -95,7 +95,7 @@ def usage_rollups_sensor(settings: Settings, jobs: Sequence[UnresolvedAssetJobDe
     @sensor(
         name="usage_rollups_sensor",
         jobs=jobs,
-        minimum_interval_seconds=30,
+        minimum_interval_seconds=15,
         default_status=DefaultSensorStatus.RUNNING,
         description="Sums days and months again whenever one of their hours changed, and renews recent reports.",
     )

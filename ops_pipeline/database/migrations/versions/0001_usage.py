@@ -153,7 +153,10 @@ STRANGE = f"NEW.updated_at < strftime('%Y-%m-%d %H:%M:%f', 'now', '-2 seconds') 
 TOUCH = f"BEGIN UPDATE model_calls SET updated_at = {NOW} WHERE rowid = NEW.rowid; END"
 
 SQLITE = (
-    "CREATE INDEX model_calls_called_hour ON model_calls ((CAST(strftime('%s', called_at) AS INTEGER) / 3600))",
+    # Hours since 1970. A fraction beyond milliseconds is cut off: SQLite would round it up into the next hour.
+    "CREATE INDEX model_calls_called_hour ON model_calls ((CAST(strftime('%s', CASE WHEN length(called_at) > 23"
+    " THEN substr(called_at, 1, 19) || ltrim(substr(called_at, 20), '.0123456789') ELSE called_at END) AS INTEGER)"
+    " / 3600))",
     # An insert that leaves updated_at to its default is within the second already, and costs no second write.
     f"CREATE TRIGGER model_calls_touch_insert AFTER INSERT ON model_calls WHEN {STRANGE} {TOUCH}",
     f"""

@@ -1,0 +1,102 @@
+"""The definitions load, describe themselves, and say what is wrong with the environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dagster import Definitions
+
+from ops_pipeline.definitions import build_defs
+from ops_pipeline.settings import SettingsError
+from ops_pipeline_tests.usage.calls import at
+
+
+def fresh(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG"}}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment | variables
+    )
+
+
+def test_definitions_load_in_a_fresh_interpreter_with_every_variable_unset() -> None:
+    result = fresh(
+        "from ops_pipeline.definitions import defs; from dagster import Definitions;"
+        "Definitions.validate_loadable(defs); print('loaded')"
+    )
+    assert result.stdout.strip() == "loaded", result.stderr
+    assert "Warning" not in result.stderr
+
+
+def test_loading_neither_connects_nor_writes_anything(tmp_path: Path) -> None:
+    result = fresh(
+        "from ops_pipeline.definitions import defs",
+        DATABASE_URL="postgresql+psycopg://nobody:secret@127.0.0.1:1/nowhere",
+        DAGSTER_HOME=str(tmp_path / "home"),
+    )
+    assert result.returncode == 0, result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_six_field_cron_is_refused_at_load_with_its_name_and_no_secret() -> None:
+    result = fresh(
+        "from ops_pipeline.definitions import defs",
+        MODEL_CALL_STATS_CRON_TIME="0 0 * * * *",
+        DATABASE_URL="postgresql+psycopg://nobody:hunter2@127.0.0.1:1/nowhere",
+    )
+    assert result.returncode != 0
+    assert "MODEL_CALL_STATS_CRON_TIME: '0 0 * * * *' has 6 fields" in result.stderr
+    assert "hunter2" not in result.stderr + result.stdout
+
+
+def test_settings_can_be_overridden_for_tests() -> None:
+    with pytest.raises(SettingsError, match="MODEL_CALL_STATS_MAX_ATTEMPTS"):
+        build_defs(model_call_stats_max_attempts=0)
+
+
+@pytest.fixture(scope="module")
+def definitions() -> Definitions:
+    return build_defs(model_call_stats_start=at("2026-03-01 00:00"))
+
+
+def test_every_asset_tells_the_operator_what_it_is(definitions: Definitions) -> None:
+    specs = definitions.resolve_all_asset_specs()
+    assert {spec.key.to_user_string() for spec in specs} == {
+        "hourly_model_usage",
+        "daily_model_usage",
+        "monthly_model_usage",
+        "usage_report",
+    }
+    for spec in specs:
+        assert spec.description and spec.group_name == "usage" and spec.owners and spec.kinds, spec.key
+
+
+def test_every_schedule_sensor_and_job_has_a_description_and_starts_switched_on(definitions: Definitions) -> None:
+    repository = definitions.get_repository_def()
+    automations = [*repository.schedule_defs, *repository.sensor_defs]
+    assert {one.name for one in automations} == {
+        "model_call_stats_schedule",
+        "missed_hours_sensor",
+        "late_model_calls_sensor",
+        "usage_rollups_sensor",
+        "usage_partition_status_sensor",
+    }
+    for one in automations:
+        assert one.description and one.default_status.value == "RUNNING", one.name
+    for job in repository.get_all_jobs():
+        if not job.name.startswith("__"):
+            assert job.description and job.tags["ops_pipeline/job"] == job.name
+
+
+def test_every_check_has_a_description(definitions: Definitions) -> None:
+    specs = [spec for one in definitions.resolve_asset_graph().assets_defs for spec in one.check_specs]
+    assert {spec.name for spec in specs} == {
+        "totals_match_raw_calls",
+        "no_absurd_values",
+        "days_match_their_hours",
+        "months_match_their_days",
+    }
+    assert all(spec.description for spec in specs)

@@ -1,0 +1,1 @@
+"""Whole deployments: real daemons, killed processes, web server."""

@@ -1,0 +1,115 @@
+"""Private servers for tests: started on free loopback ports, stopped at the end.
+
+What belongs here: starting and stopping. What does not: fixtures (see `conftest`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+
+DEBIAN_BINARIES = "/usr/lib/postgresql/*/bin"
+
+
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that nobody listens on at the moment."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@dataclass(frozen=True)
+class PostgresServer:
+    """A running private PostgreSQL."""
+
+    port: int
+    folder: Path
+    binaries: Path
+
+    def url(self, database: str = "postgres", user: str = "postgres", password: str = "") -> str:
+        """The SQLAlchemy URL of one of its databases."""
+        login = f"{user}:{password}" if password else user
+        return f"postgresql+psycopg://{login}@127.0.0.1:{self.port}/{database}"
+
+    def new_database(self) -> str:
+        """Create an empty database and return its URL."""
+        name = f"test_{uuid.uuid4().hex[:12]}"
+        self.execute(f"CREATE DATABASE {name}")
+        return self.url(name)
+
+    def execute(self, statement: str, database: str = "postgres") -> None:
+        """Run one statement outside any transaction."""
+        with psycopg.connect(
+            host="127.0.0.1", port=self.port, user="postgres", dbname=database, autocommit=True
+        ) as connection:
+            connection.execute(statement)
+
+    def control(self, *arguments: str) -> None:
+        """Run pg_ctl, for example to stop and start the server in the middle of a test."""
+        _as_postgres([str(self.binaries / "pg_ctl"), "-D", str(self.folder / "data"), "-w", *arguments])
+
+
+@contextmanager
+def postgres() -> Iterator[PostgresServer]:
+    """Start a PostgreSQL of one's own; durability off, since nothing outlives the tests."""
+    folders = sorted(Path("/").glob(DEBIAN_BINARIES.lstrip("/")))
+    if not folders:
+        raise RuntimeError("PostgreSQL is not installed: run scripts/install-servers.sh")
+    folder = Path(tempfile.mkdtemp(prefix="ops_pipeline_pg_"))
+    server = PostgresServer(free_port(), folder, folders[-1])
+    if os.geteuid() == 0:
+        shutil.chown(folder, "postgres", "postgres")
+    try:
+        _as_postgres(
+            [str(server.binaries / "initdb"), "-D", str(folder / "data"), "-U", "postgres", "-A", "trust", "-N"]
+        )
+        options = f"-p {server.port} -k {folder} -c fsync=off -c max_connections=60 -c listen_addresses=127.0.0.1"
+        server.control("-o", options, "-l", str(folder / "log"), "start")
+        yield server
+    finally:
+        subprocess.run(  # a test may have stopped it already
+            _command([str(server.binaries / "pg_ctl"), "-D", str(folder / "data"), "-m", "immediate", "stop"]),
+            check=False,
+            capture_output=True,
+        )
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _as_postgres(command: list[str]) -> None:
+    result = subprocess.run(_command(command), capture_output=True, text=True, check=False, cwd="/")
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {result.stdout}{result.stderr}")
+
+
+def _command(command: list[str]) -> list[str]:
+    # PostgreSQL refuses to run as root.
+    return (
+        ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command]
+        if os.geteuid() == 0
+        else command
+    )
+
+
+def wait_until(condition: object, seconds: float, what: str) -> None:
+    """Wait until `condition()` is true.
+
+    Raises:
+        TimeoutError: it did not become true in time; `what` says what was waited for.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():  # type: ignore[operator]
+            return
+        time.sleep(0.2)
+    raise TimeoutError(f"waited {seconds} s in vain for {what}")
