@@ -14,5 +14,24 @@ eval "$("$bin/ops-pipeline" home)"
 "$bin/ops-pipeline" check
 
 echo "Starting http://127.0.0.1:$port (Ctrl-C stops it)"
-# A process group of their own, so that one signal ends web server, daemon and all that they started.
-exec "$bin/dagster" dev --workspace workspace.yaml --host 127.0.0.1 --port "$port"
+"$bin/dagster-daemon" run --workspace workspace.yaml --log-level warning &
+daemon=$!
+"$bin/dagster-webserver" --workspace workspace.yaml --host 127.0.0.1 --port "$port" --log-level warning \
+    --dagster-log-level warning &
+web=$!
+
+# Background processes of a script ignore Ctrl-C: each is told to end, and what they started ends with them.
+stop() {
+    trap '' INT TERM
+    kill -TERM "$daemon" "$web" 2>/dev/null || true
+    wait
+    exit 0
+}
+trap stop INT TERM
+# When one of the two dies by itself, the other alone would look alive and do half of the work.
+wait -n || true
+echo "One of web server and daemon ended: stopping." >&2
+trap '' INT TERM
+kill -TERM "$daemon" "$web" 2>/dev/null || true
+wait
+exit 1

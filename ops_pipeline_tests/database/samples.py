@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import HealthCheck, settings
-from sqlalchemy import BigInteger, Column, Date, Double, Engine, Integer, MetaData, Table, delete, insert, select, text
+from sqlalchemy import BigInteger, Column, Date, Double, Engine, Integer, MetaData, Table, delete, insert, select
 
 from ops_pipeline.database.engine import reading, writing
 from ops_pipeline.database.types import ExactDecimal, UtcDateTime
@@ -47,8 +47,7 @@ def spell(engine: Engine, column: str, *literals: str) -> None:
     with writing(engine) as connection:
         connection.execute(delete(samples))
         for number, literal in enumerate(literals):
-            statement = f"INSERT INTO samples (number, {column}) VALUES ({number}, {literal})"
-            connection.execute(text(statement.replace(":", r"\:")))
+            connection.exec_driver_sql(f"INSERT INTO samples (number, {column}) VALUES ({number}, {literal})")
 
 
 def ask(engine: Engine, expression: Any) -> Any:
@@ -67,4 +66,4 @@ def ask_each(engine: Engine, *expressions: Any) -> list[Any]:
 def as_read(engine: Engine, expression: str) -> list[Any]:
     """What a reader gets who sends SQL without this library's types."""
     with reading(engine) as connection:
-        return list(connection.execute(text(f"SELECT {expression} FROM samples ORDER BY number")).scalars())
+        return list(connection.exec_driver_sql(f"SELECT {expression} FROM samples ORDER BY number").scalars())

@@ -69,7 +69,7 @@ def hourly_asset(settings: Settings, partitions: UsagePartitions) -> AssetsDefin
     @asset(
         name=NAME,
         partitions_def=partitions.hours,
-        backfill_policy=BackfillPolicy.multi_run(settings.model_call_stats_max_range_hours),
+        backfill_policy=BackfillPolicy.single_run(),
         output_required=False,
         check_specs=[
             AssetCheckSpec(

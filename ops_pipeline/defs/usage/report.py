@@ -43,7 +43,7 @@ def report_asset(settings: Settings, partitions: UsagePartitions) -> AssetsDefin
             AssetDep(DAILY, partition_mapping=TimeWindowPartitionMapping(allow_nonexistent_upstream_partitions=True))
         ],
         partitions_def=partitions.days,
-        backfill_policy=BackfillPolicy.multi_run(366),
+        backfill_policy=BackfillPolicy.single_run(),
         output_required=False,
         group_name="usage",
         kinds={"pandas", "matplotlib"},

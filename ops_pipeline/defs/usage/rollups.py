@@ -105,7 +105,7 @@ def _rollup_asset(
             AssetDep(source, partition_mapping=TimeWindowPartitionMapping(allow_nonexistent_upstream_partitions=True))
         ],
         partitions_def=partitions_def,
-        backfill_policy=BackfillPolicy.multi_run(366),
+        backfill_policy=BackfillPolicy.single_run(),
         output_required=False,
         check_specs=[AssetCheckSpec(check[0], asset=name, description=check[1])],
         group_name="usage",
