@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
@@ -54,6 +55,20 @@ class PostgresServer:
             host="127.0.0.1", port=self.port, user="postgres", dbname=database, autocommit=True
         ) as connection:
             connection.execute(statement)
+
+    def guard_role(self, name: str, method: str, password: str = "") -> None:
+        """Create a role for which pg_hba.conf asks for `method`, such as `scram-sha-256` or `reject`."""
+        self.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
+        rules = self.folder / "data" / "pg_hba.conf"
+        rules.write_text(f"host all {name} 127.0.0.1/32 {method}\n{rules.read_text()}")
+        before = self._loaded_at()
+        self.control("reload")
+        wait_until(lambda: self._loaded_at() > before, 10, "pg_hba.conf to be loaded")
+
+    def _loaded_at(self) -> Any:
+        with psycopg.connect(host="127.0.0.1", port=self.port, user="postgres") as connection:
+            row = connection.execute("SELECT pg_conf_load_time()").fetchone()
+        return row[0] if row else None
 
     def control(self, *arguments: str) -> None:
         """Run pg_ctl, for example to stop and start the server in the middle of a test."""

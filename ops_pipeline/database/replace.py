@@ -5,7 +5,7 @@ What belongs here: the one mechanism by which every roll-up table is rewritten. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,13 +76,16 @@ def replace_rows(connection: Connection, target: Table, rows: Rows, period: Colu
     return Replaced(written=written, deleted=deleted)
 
 
-def upsert(connection: Connection, target: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows, each replacing the one that has its key."""
+def upsert(
+    connection: Connection, target: Table, rows: Sequence[Mapping[str, Any]], added: Collection[str] = ()
+) -> None:
+    """Insert rows, each replacing the one that has its key; columns `added` are added to what it has."""
     if not rows:
         return
     keys = [column.name for column in target.primary_key]
     statement = _dialect(connection).insert(target)
     replaced = {name: statement.excluded[name] for name in rows[0] if name not in keys}
+    replaced |= {name: target.c[name] + statement.excluded[name] for name in added}
     connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=replaced), list(rows))
 
 

@@ -51,8 +51,8 @@ def _check_start(settings: Settings, now: datetime) -> Check:
 
 
 def _check_folder(name: str, folder: Path) -> Check:
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if not _missing(parent))
+    if not os.access(existing, os.W_OK) or not existing.is_dir():
         return Check(
             name, ok=False, detail=f"{folder} cannot be written by this user: correct its owner or the variable."
         )
@@ -60,11 +60,19 @@ def _check_folder(name: str, folder: Path) -> Check:
     return Check(name, ok=True, detail=f"{folder}{made}")
 
 
+def _missing(path: Path) -> bool:
+    """True when there is nothing at `path`; False also when this user may not look, as whoever tries will tell."""
+    try:
+        return not path.exists()
+    except PermissionError:
+        return False
+
+
 def _check_database(settings: Settings) -> list[Check]:
     engine = connect(settings.operations_url())
     name = "DATABASE_URL"
     path = engine.url.database if engine.dialect.name == "sqlite" else None
-    if path and not Path(path).exists():
+    if path and "uri" not in engine.url.query and _missing(Path(path)):
         return [Check(name, ok=False, detail=f"{where(engine)} does not exist yet: run `ops-pipeline migrate`.")]
     try:
         with reading(engine) as connection:

@@ -7,13 +7,13 @@ do is decided in `hours` and `late`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, exists, insert, select, update
+from sqlalchemy import Connection, Engine, delete, exists, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
@@ -23,6 +23,7 @@ from ops_pipeline.database.replace import Replaced, insert_rows, replace_rows, u
 from ops_pipeline.usage.hours import Window, chunks_of, hour_text, windows_of
 from ops_pipeline.usage.statements import (
     ANOMALIES,
+    calls_per_hour,
     hourly_rows,
     hours_within,
     latency_rows,
@@ -131,19 +132,22 @@ def aggregate(engine: Engine, hours: Iterable[datetime], policy: Policy) -> Iter
     wanted = sorted(set(hours))
     for window in chunks_of(wanted, alone=_attempted(engine, wanted)):
         if not policy.dry_run:
-            _begin_attempt(engine, window)
+            _with_retries(_begin_attempt, engine, window)
         started = time.perf_counter()
         result = _halving(engine, window, policy)
         if not policy.dry_run:
-            _record_failures(engine, result.failures)
+            _with_retries(_record_failures, engine, result.failures)
         yield ChunkResult(window, result.hours, result.failures, result.replaced, time.perf_counter() - started)
 
 
 def _halving(engine: Engine, window: Window, policy: Policy) -> ChunkResult:
     try:
-        return _with_retries(engine, window, policy)
+        return _with_retries(_rewrite, engine, window, policy)
     except Unreachable:
         raise
+    except Conflict as error:
+        # No hour is to blame: half of them would wait as long for whoever holds the lock.
+        return ChunkResult(window, failures=tuple(HourFailure(hour, str(error)) for hour in window))
     except (DatabaseProblem, SQLAlchemyError, RollUpMismatch) as error:
         if len(window) == 1:
             failure = HourFailure(window.start, str(error), isinstance(error, RollUpMismatch))
@@ -156,14 +160,14 @@ def _halving(engine: Engine, window: Window, policy: Policy) -> ChunkResult:
     )
 
 
-def _with_retries(engine: Engine, window: Window, policy: Policy) -> ChunkResult:
+def _with_retries(transaction: Callable[..., Any], *arguments: Any) -> Any:
     retrying = Retrying(
         retry=retry_if_exception_type(Conflict),
         stop=stop_after_attempt(CONFLICT_ATTEMPTS),
         wait=wait_random_exponential(multiplier=0.1, max=5),
         reraise=True,
     )
-    return retrying(_rewrite, engine, window, policy)
+    return retrying(transaction, *arguments)
 
 
 def _rewrite(engine: Engine, window: Window, policy: Policy) -> ChunkResult:
@@ -173,13 +177,17 @@ def _rewrite(engine: Engine, window: Window, policy: Policy) -> ChunkResult:
             connection, select(usage_hours).where(hours_within(usage_hours, window.start, window.end))
         )
         facts = _rows_by_hour(connection, source_facts(window))
+        counted = known
+        if len(known) < len(window):
+            # usage_hours may have lost a row that the roll-up still has, after a restore of single tables.
+            counted = _rows_by_hour(connection, calls_per_hour(window)) | known
         refused = {
-            hour: reason for hour in window if (reason := refusal(hour, known.get(hour), facts.get(hour), policy))
+            hour: reason for hour in window if (reason := refusal(hour, counted.get(hour), facts.get(hour), policy))
         }
         results: list[HourResult] = []
         total = Replaced()
         for part in windows_of(hour for hour in window if hour not in refused):
-            replaced = _write_rows(connection, part, fresh=not any(hour in known for hour in part))
+            replaced = _write_rows(connection, part, fresh=not any(hour in counted for hour in part))
             part_results = _checked(connection, part, facts)
             _mark_done(connection, part_results, known, facts, bump=replaced.anything)
             results += part_results
@@ -197,7 +205,7 @@ def refusal(
 
     Args:
         hour: its start.
-        known: its row in `usage_hours`, if it was done before.
+        known: its row in `usage_hours` or its sum in the roll-up, if it was done before.
         facts: its row of `source_facts`; None when it has no calls.
         policy: what may be done.
     """
@@ -221,7 +229,6 @@ def _write_rows(connection: Connection, window: Window, *, fresh: bool) -> Repla
         (hourly_model_latency, latency_rows(window)),
     ):
         period = hours_within(table, window.start, window.end)
-        # usage_hours may have lost a row that the roll-up still has, after a restore of single tables.
         if fresh and not connection.execute(select(exists().where(period))).scalar_one():
             total += insert_rows(connection, table, rows)
         else:
@@ -299,7 +306,7 @@ def _mark_done(
             "processing": result.processing,
             "aggregated_at": now,
             "source_version": facts[result.hour]["source_version"] if result.hour in facts else 0,
-            "revision": (known[result.hour]["revision"] + bump) if result.hour in known else 1,
+            "revision": (known[result.hour]["revision"] + bump) if result.hour in known else round(now.timestamp()),
             "anomalies": dict(result.anomalies),
         }
         for result in results
@@ -327,13 +334,8 @@ def _begin_attempt(engine: Engine, window: Window) -> None:
     """Count an attempt before it is made, in a transaction of its own, so that even a killed process leaves a trace."""
     with writing(engine) as connection:
         now = database_now(connection)
-        attempts = usage_hour_attempts
-        within = hours_within(attempts, window.start, window.end)
-        known = set(connection.scalars(select(attempts.c.hour).where(within)))
-        connection.execute(update(attempts).where(within).values(attempts=attempts.c.attempts + 1, attempted_at=now))
-        new = [{"hour": hour, "attempts": 1, "attempted_at": now} for hour in window if hour not in known]
-        if new:
-            connection.execute(insert(attempts), new)
+        rows = [{"hour": hour, "attempts": 1, "attempted_at": now} for hour in window]
+        upsert(connection, usage_hour_attempts, rows, added=("attempts",))
 
 
 def _record_failures(engine: Engine, failures: Sequence[HourFailure]) -> None:

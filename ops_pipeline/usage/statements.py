@@ -204,6 +204,16 @@ def rolled_up(window: Window) -> Rows:
     )
 
 
+def calls_per_hour(window: Window) -> Rows:
+    """The number of calls in the roll-up of each hour that has rows there."""
+    usage = hourly_model_usage.c
+    return (
+        select(usage.hour, integer_sum(usage.calls).label("calls"))
+        .where(usage.hour >= window.start, usage.hour < window.end)
+        .group_by(usage.hour)
+    )
+
+
 def users_per_hour(window: Window) -> Rows:
     """The number of distinct users of each hour."""
     usage = hourly_model_usage.c

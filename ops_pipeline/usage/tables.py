@@ -130,7 +130,8 @@ usage_hours = Table(
     Column("anomalies", JSON, nullable=False),
 )
 """The truth about which hours are done, and from what: `source_version` changes with any raw call of the hour,
-`revision` grows by one each time the hour's roll-up changes."""
+`revision` grows by one each time the hour's roll-up changes. It begins at the database's time in seconds, so that
+an hour whose row here was lost does not come back with a revision that it had before."""
 
 usage_hour_attempts = Table(
     "usage_hour_attempts",

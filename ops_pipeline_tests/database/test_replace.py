@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import BigInteger, Column, Engine, MetaData, Select, Table, Text, and_, delete, insert, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from ops_pipeline.database.engine import reading, rewriting, writing
 from ops_pipeline.database.replace import Replaced, insert_rows, replace_rows, upsert
@@ -148,13 +149,13 @@ def test_a_replacement_leaves_no_temporary_table_behind_and_a_failed_one_can_be_
     put(tables, source, content((0, "anna", 1, "0.1")))
     twice = select(*source.c).union_all(select(*source.c)).subquery()
     for _ in range(2):
-        with pytest.raises(Exception, match=r"(?i)unique|cannot affect row a second time"):
+        with pytest.raises(SQLAlchemyError, match=r"(?i)unique|cannot affect row a second time"):
             replace(tables, query=select(*twice.c))
     assert replace(tables) == Replaced(written=1)
     with reading(tables) as connection:
         catalogue = "sqlite_temp_master WHERE type = 'table'"
         if tables.dialect.name == "postgresql":
-            catalogue = "pg_class WHERE relname LIKE 'staged%'"
+            catalogue = "pg_class WHERE relname = 'staged_roll_up'"
         assert connection.exec_driver_sql(f"SELECT COUNT(*) FROM {catalogue}").scalar_one() == 0
 
 
