@@ -13,7 +13,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
-from ops_pipeline.database.engine import reading, writing
+from ops_pipeline.database.engine import reading, where, writing
+from ops_pipeline.database.errors import DatabaseProblem
 
 VERSION_TABLE = "ops_pipeline_schema_version"
 """Not `alembic_version`: Dagster's own storage keeps that name and may live in the same database."""
@@ -28,13 +29,15 @@ def migrate(engine: Engine) -> tuple[str | None, str]:
         The schema versions before and after.
 
     Raises:
-        DatabaseProblem: the database cannot be reached or written.
+        DatabaseProblem: the database cannot be reached or written, or a newer program has migrated it.
     """
     with writing(engine) as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
         before = _version(connection)
         config = _config()
+        if before not in {None, *(script.revision for script in ScriptDirectory.from_config(config).walk_revisions())}:
+            raise DatabaseProblem(f"{where(engine)} has schema {before} of a newer ops-pipeline: install that version.")
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         return before, newest_version()

@@ -15,16 +15,20 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, func, or_, select
+from sqlalchemy import Connection, case, func, or_, select
 
 from ops_pipeline.database.engine import database_now
 from ops_pipeline.database.expressions import hour_key, hour_start, version_number, within_hours
-from ops_pipeline.usage.hours import HOUR, Window, hour_text, windows_of
+from ops_pipeline.database.types import require_aware
+from ops_pipeline.usage.hours import HOUR, Window, floor_hour, hour_text, windows_of
 from ops_pipeline.usage.tables import model_calls, usage_hours
 
 WINDOWS_PER_QUERY = 50
 COMPARED_AT_ONCE = 500
 """Hours compared per look; the rest waits for the next one. 500 hours of 7,000 calls take about 3 s."""
+
+LEAST_OVERLAP = timedelta(seconds=3)
+"""SQLite's CURRENT_TIMESTAMP is cut to the second, and its trigger believes a time that is up to 2 s old."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,14 @@ class LateCursor:
         pending: hours known to be touched and not yet seen to agree again.
         swept_at: when calls were last counted, by the database's clock.
         sweep_next: the hour before which the next sweep goes on, backwards; None begins at the newest.
+        compare_next: the hour before which the next comparison goes on, where the last look did not compare all.
     """
 
     looked_until: datetime | None = None
     pending: frozenset[datetime] = frozenset()
     swept_at: datetime | None = None
     sweep_next: datetime | None = None
+    compare_next: datetime | None = None
 
     def dump(self) -> str:
         """Write as JSON."""
@@ -68,6 +74,7 @@ class LateCursor:
                 "pending": [hour.isoformat() for hour in sorted(self.pending)],
                 "swept_at": self.swept_at and self.swept_at.isoformat(),
                 "sweep_next": self.sweep_next and self.sweep_next.isoformat(),
+                "compare_next": self.compare_next and self.compare_next.isoformat(),
             }
         )
 
@@ -76,14 +83,15 @@ class LateCursor:
         """Read JSON; an empty or unreadable cursor starts over, which costs one long look and misses nothing."""
         try:
             data = json.loads(text or "{}")
-            times = {name: _instant(data.get(name)) for name in ("looked_until", "swept_at", "sweep_next")}
-            return LateCursor(pending=frozenset(map(datetime.fromisoformat, data.get("pending", []))), **times)
+            names = ("looked_until", "swept_at", "sweep_next", "compare_next")
+            times = {name: _instant(data[name]) for name in names if data.get(name)}
+            return LateCursor(pending=frozenset(map(_instant, data.get("pending", []))), **times)
         except (ValueError, TypeError, AttributeError):
             return LateCursor()
 
 
-def _instant(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None
+def _instant(text: str) -> datetime:
+    return require_aware(datetime.fromisoformat(text))
 
 
 @dataclass(frozen=True)
@@ -113,9 +121,13 @@ def look_for_late_calls(connection: Connection, cursor: LateCursor, policy: Late
     """
     now = database_now(connection)
     touched = cursor.pending | _touched(connection, cursor, policy)
-    sweep_due = cursor.swept_at is None or now - cursor.swept_at >= policy.sweep_every
+    # A sweep in the future is one before the database's clock was set back.
+    sweep_due = cursor.swept_at is None or abs(now - cursor.swept_at) >= policy.sweep_every
     swept, sweep_next = _sweep(connection, cursor, policy) if sweep_due else (frozenset(), cursor.sweep_next)
     candidates = sorted(_known(connection, touched, policy) | swept, reverse=True)
+    if cursor.compare_next is not None:
+        # Hours that stay late, because the guard refuses them, must not keep the others from being compared.
+        candidates.sort(key=lambda hour: hour >= cursor.compare_next)
     compared, waiting = candidates[:COMPARED_AT_ONCE], frozenset(candidates[COMPARED_AT_ONCE:])
     stale = compare(connection, compared)
     return Late(
@@ -125,6 +137,7 @@ def look_for_late_calls(connection: Connection, cursor: LateCursor, policy: Late
             pending=frozenset(stale) | waiting,
             swept_at=now if sweep_due else cursor.swept_at,
             sweep_next=sweep_next,
+            compare_next=compared[-1] if waiting else None,
         ),
         compared=len(compared),
         swept=len(swept),
@@ -133,16 +146,19 @@ def look_for_late_calls(connection: Connection, cursor: LateCursor, policy: Late
 
 
 def _touched(connection: Connection, cursor: LateCursor, policy: LatePolicy) -> set[datetime]:
-    """Hours of the calls written since the cursor, less the overlap."""
-    since = cursor.looked_until
-    if since is None:
-        # Without a cursor, everything written since the oldest aggregation is a candidate.
-        since = connection.execute(select(func.min(usage_hours.c.aggregated_at))).scalar()
-        if since is None:
-            return set()
-    called = model_calls.c.called_at
-    hours = select(hour_start(called)).where(model_calls.c.updated_at >= since - policy.overlap)
-    return {hour for hour in connection.scalars(hours.group_by(hour_key(called))) if hour is not None}
+    """Hours of the calls written since the cursor, less the overlap; only those between the first and last known."""
+    known = usage_hours.c
+    bounds = select(func.min(known.hour), func.max(known.hour), func.min(known.aggregated_at))
+    oldest, newest, first_aggregation = connection.execute(bounds).one()
+    if newest is None:
+        return set()
+    # Without a cursor, everything written since the oldest aggregation is a candidate.
+    since = (cursor.looked_until or first_aggregation) - max(policy.overlap, LEAST_OVERLAP)
+    # The index on `updated_at` is the one to use, and years that Python does not know stay in the database.
+    called = case((within_hours(model_calls.c.called_at, oldest, newest + HOUR), model_calls.c.called_at))
+    written = select(called.label("called_at")).where(model_calls.c.updated_at >= since).subquery()
+    hours = select(hour_start(written.c.called_at)).group_by(hour_key(written.c.called_at))
+    return {hour for hour in connection.scalars(hours) if hour is not None}
 
 
 def _known(connection: Connection, hours: Collection[datetime], policy: LatePolicy) -> set[datetime]:
@@ -169,7 +185,7 @@ def _sweep(
         return frozenset(), None
     oldest = max(oldest, policy.pruned_before or oldest)
     recent = Window(newest + HOUR - policy.sweep_hours * HOUR, newest + HOUR)
-    end = min(cursor.sweep_next or recent.start, recent.start)
+    end = min(floor_hour(cursor.sweep_next or recent.start), recent.start)
     slices = [recent]
     following = None
     if end > oldest:

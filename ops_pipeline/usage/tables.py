@@ -72,12 +72,13 @@ model_calls = Table(
     Column("trace_id", Text),
     Column("created_at", UtcDateTime, nullable=False, server_default=func.current_timestamp()),
     Column("updated_at", UtcDateTime, nullable=False, server_default=func.current_timestamp()),
+    # Given to the table: text alone does not tell which one it indexes.
+    Index("model_calls_called_hour", text(SQLITE_HOUR_KEY.format("called_at"))).ddl_if(dialect="sqlite"),
 )
 """One row per call of a model, written by the gateway. `updated_at` is kept by triggers on the database's clock."""
 
 Index("model_calls_updated_at", model_calls.c.updated_at)
 Index("model_calls_called_at", model_calls.c.called_at).ddl_if(dialect="postgresql")
-Index("model_calls_called_hour", text(SQLITE_HOUR_KEY.format("called_at"))).ddl_if(dialect="sqlite")
 
 
 def _measures() -> list[Column[Any]]:

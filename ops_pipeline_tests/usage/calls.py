@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, Table, delete, insert, select, text, update
+from sqlalchemy import Engine, Table, delete, event, insert, select, text, update
 
 from ops_pipeline.database.engine import reading, writing
 from ops_pipeline.usage.aggregate import ChunkResult, Policy, aggregate
@@ -128,11 +129,44 @@ def execute(engine: Engine, statement: str, **parameters: Any) -> None:
         connection.execute(text(statement), parameters)
 
 
+def backdate(engine: Engine, *calls: dict[str, Any]) -> None:
+    """Make calls look as if they had been written a day ago, which the triggers would not let anybody do."""
+    with writing(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SET LOCAL session_replication_role = replica"))
+            a_day_before, triggers = "updated_at - interval '1 day'", []
+        else:
+            a_day_before = "strftime('%Y-%m-%d %H:%M:%f', updated_at, '-1 day')"
+            triggers = connection.execute(text("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")).all()
+        for trigger in triggers:
+            connection.execute(text(f"DROP TRIGGER {trigger.name}"))
+        chosen = model_calls.c.id.in_([one["id"] for one in calls])
+        connection.execute(update(model_calls).where(chosen).values(updated_at=text(a_day_before)))
+        for trigger in triggers:
+            connection.exec_driver_sql(trigger.sql)
+
+
 def erase(engine: Engine) -> None:
     """Empty every table of the usage domain: the next example of a property starts from nothing."""
     with writing(engine) as connection:
         for table in metadata.sorted_tables:
             connection.execute(delete(table))
+
+
+def meddle(engine: Engine, before: str, work: Callable[[], None]) -> threading.Thread:
+    """Start `work` once, as another program, just before the aggregation runs its first statement on a table.
+
+    PostgreSQL lets it commit at once; on SQLite it waits until the aggregation has committed.
+    """
+    thread = threading.Thread(target=work)
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def hook(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if before in statement and not thread.ident:
+            thread.start()
+            thread.join(0.3 if engine.dialect.name == "sqlite" else 30)
+
+    return thread
 
 
 def run(engine: Engine, *hours: datetime, **policy: Any) -> list[ChunkResult]:

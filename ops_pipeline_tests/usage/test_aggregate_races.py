@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, func, select
+from sqlalchemy import Engine, func, select
 
 from ops_pipeline.database.engine import connect, reading
 from ops_pipeline.usage.aggregate import Policy, aggregate
@@ -37,6 +37,7 @@ from ops_pipeline_tests.usage.calls import (
     contents,
     execute,
     expected_totals,
+    meddle,
     remove,
     rows,
     run,
@@ -149,22 +150,6 @@ def test_attempts_of_two_runs_are_both_counted(engine: Engine) -> None:
 
 
 # One snapshot
-
-
-def meddle(engine: Engine, before: str, work: Callable[[], None]) -> threading.Thread:
-    """Start `work` once, as another program, just before the aggregation runs its first statement on a table.
-
-    PostgreSQL lets it commit at once; on SQLite it waits until the aggregation has committed.
-    """
-    thread = threading.Thread(target=work)
-
-    @event.listens_for(engine, "before_cursor_execute")
-    def hook(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if before in statement and not thread.ident:
-            thread.start()
-            thread.join(0.3 if engine.dialect.name == "sqlite" else 30)
-
-    return thread
 
 
 @pytest.mark.parametrize("before", ["INTO hourly_model_usage", "INTO hourly_model_latency", "FROM hourly_model_usage"])
