@@ -17,13 +17,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
-from sqlalchemy import Connection, Engine, delete, func, insert, select, text, update
+from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
 from benchmarks.databases import Database
 from benchmarks.report import MEGABYTE, Measure, against, plain, timed
 from benchmarks.usage_data import START
 from ops_pipeline.database.engine import database_now, reading, rewriting, writing
 from ops_pipeline.database.replace import insert_rows
+from ops_pipeline.database.types import Rows
 from ops_pipeline.usage.aggregate import Policy, aggregate
 from ops_pipeline.usage.hours import DAY, HOUR, Window
 from ops_pipeline.usage.late import Late, LateCursor, LatePolicy, look_for_late_calls
@@ -250,19 +251,15 @@ def per_user_and_hour(scene: Scene, aggregated_seconds: float) -> list[Measure]:
     scene.database.empty()
     with reading(scene.engine) as connection:
         users = sorted(connection.scalars(select(model_calls.c.user_id).distinct()))
-    rng = np.random.default_rng(1)
     hours = list(scene.window)
-    one_hour = Window(hours[0], hours[0] + HOUR)
-    query = hourly_rows(one_hour).where(model_calls.c.user_id == "")
-    bound = query.compile(scene.engine).params
-    first, beyond, user = (
-        next(key for key, value in bound.items() if value == wanted) for wanted in (*_ends(one_hour), "")
-    )
-    samples = list(zip(rng.choice(hours, PAIRS), rng.choice(users, PAIRS), strict=True))
+    query, names = _query_of_a_pair(scene.engine)
+    drawn = np.random.default_rng(1).choice(len(hours) * len(users), PAIRS, replace=False).tolist()
     started = time.perf_counter()
-    for hour, name in samples:
+    for number in drawn:
+        hour, user = hours[number // len(users)], users[number % len(users)]
+        asked = dict(zip(names, (hour, hour + HOUR, user), strict=True))
         with writing(scene.engine) as connection:
-            found = connection.execute(query, {first: hour, beyond: hour + HOUR, user: str(name)}).mappings().all()
+            found = connection.execute(query, asked).mappings().all()
             if found:
                 connection.execute(insert(hourly_model_usage), [dict(row) for row in found])
     seconds = (time.perf_counter() - started) / PAIRS
@@ -283,5 +280,9 @@ def per_user_and_hour(scene: Scene, aggregated_seconds: float) -> list[Measure]:
     ]
 
 
-def _ends(window: Window) -> tuple[datetime, datetime]:
-    return window.start, window.end
+def _query_of_a_pair(engine: Engine) -> tuple[Rows, list[str]]:
+    """The query for one user and hour, built once, and the names of its parameters: start, end and user."""
+    window = Window(START, START + HOUR)
+    query = hourly_rows(window).where(model_calls.c.user_id == "somebody")
+    names = {value: name for name, value in query.compile(engine).params.items()}
+    return query, [names[value] for value in (window.start, window.end, "somebody")]

@@ -8,16 +8,33 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-HEADER = ("measure", "seconds", "calls/s", "result", "target", "")
+HEADER = ("measure", "seconds", "CPU s", "calls/s", "result", "target", "")
 MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One measurement: wall time, processor time (server included) and bytes of write-ahead log."""
+
+    seconds: float
+    cpu_seconds: float
+    wal_bytes: int = 0
+
+
+def typical(readings: Sequence[Reading]) -> Reading:
+    """The medians."""
+    return Reading(
+        statistics.median(one.seconds for one in readings),
+        statistics.median(one.cpu_seconds for one in readings),
+        round(statistics.median(one.wal_bytes for one in readings)),
+    )
 
 
 @dataclass(frozen=True)
@@ -27,6 +44,7 @@ class Measure:
     Attributes:
         name: what was measured.
         seconds: its median wall time; None where time is not the point.
+        cpu_seconds: its median processor time, that of the database server included.
         calls: the calls that this time was for.
         result: what to compare with the target, in words.
         target: what was promised; empty for lines that only inform.
@@ -41,62 +59,51 @@ class Measure:
     target: str = ""
     ok: bool | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    cpu_seconds: float | None = None
 
     def cells(self) -> tuple[str, ...]:
         """The line's cells, in the order of `HEADER`."""
         rate = f"{self.calls / self.seconds:,.0f}" if self.calls and self.seconds else ""
         verdict = "" if self.ok is None else "ok" if self.ok else "MISSED"
-        return (
-            self.name,
-            "" if self.seconds is None else _seconds(self.seconds),
-            rate,
-            self.result,
-            self.target,
-            verdict,
-        )
+        return self.name, _seconds(self.seconds), _seconds(self.cpu_seconds), rate, self.result, self.target, verdict
 
 
-def _seconds(value: float) -> str:
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return ""
     return f"{value:,.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.4f}"
 
 
 def against(
-    name: str, readings: Sequence[float], calls: int, floor: float, limit: float | None = None, **details: Any
+    name: str, readings: Sequence[Reading], calls: int, floor: Reading, limit: float | None = None, **details: Any
 ) -> Measure:
     """A time as a ratio to the floor, which must stay within `limit`."""
-    seconds = statistics.median(readings)
-    ratio = seconds / floor
+    middle = typical(readings)
+    ratio, by_cpu = middle.seconds / floor.seconds, middle.cpu_seconds / floor.cpu_seconds
     return Measure(
         name,
-        seconds,
+        middle.seconds,
         calls,
-        f"{ratio:.2f} x floor",
+        f"{ratio:.2f} x floor ({by_cpu:.2f} by CPU)",
         f"<= {limit:g} x floor" if limit else "",
         ratio <= limit if limit else None,
-        {"readings": [round(one, 4) for one in readings], "ratio": round(ratio, 3), **details},
+        {"readings": [asdict(one) for one in readings], "ratio": ratio, "ratio_by_cpu": by_cpu, **details},
+        middle.cpu_seconds,
     )
 
 
-def plain(
-    name: str, readings: Sequence[float], *, limit: float | None = None, result: str = "", **more: Any
-) -> Measure:
+def plain(name: str, readings: Sequence[Reading], *, limit: float | None = None, result: str = "") -> Measure:
     """A time, which must stay below `limit` seconds."""
-    seconds = statistics.median(readings)
+    middle = typical(readings)
     return Measure(
         name,
-        seconds,
+        middle.seconds,
         result=result,
         target=f"< {limit * 1000:g} ms" if limit else "",
-        ok=seconds < limit if limit else None,
-        details={"readings": [round(one, 5) for one in readings], **more},
+        ok=middle.seconds < limit if limit else None,
+        details={"readings": [asdict(one) for one in readings]},
+        cpu_seconds=middle.cpu_seconds,
     )
-
-
-def timed(work: Callable[[], object]) -> float:
-    """How many seconds something takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def table(measures: Iterable[Measure]) -> str:

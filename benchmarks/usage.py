@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from benchmarks.dagster_run import launch
-from benchmarks.databases import DATABASES, Database, database
+from benchmarks.databases import DATABASES, database
 from benchmarks.measures import (
     Floor,
     Scene,
@@ -121,7 +121,7 @@ def _title(name: str, version: str, report: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _folder(keep: Path | None) -> Iterator[Path]:
+def _folder(keep: Path | None) -> Generator[Path, None, None]:
     """An absolute folder that the server's user can reach."""
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
@@ -131,8 +131,6 @@ def _folder(keep: Path | None) -> Iterator[Path]:
         Path(name).chmod(0o755)
         yield Path(name)
 
-
-__all__ = ["Database", "main", "measured"]
 
 if __name__ == "__main__":
     main()

@@ -18,7 +18,7 @@ from sqlalchemy import Column, Connection, Engine, Integer, MetaData, Table, ins
 from benchmarks.databases import Database
 from ops_pipeline.database.engine import reading
 from ops_pipeline.database.expressions import earliest_hour, latest
-from ops_pipeline.usage.demo_catalogue import MODELS
+from ops_pipeline.usage.demo_catalogue import MODELS, Model
 from ops_pipeline.usage.tables import model_calls
 
 START = datetime(2025, 6, 1, tzinfo=UTC)
@@ -101,7 +101,9 @@ def sampled_calls(seed: int = 1) -> list[dict[str, Any]]:
         rng.lognormal(0, 0.8, SAMPLE),
         rng.random((3, SAMPLE)),
     )
-    columns = (users.tolist(), apps.tolist(), models.tolist(), amounts.tolist(), timings.T.tolist(), luck.T.tolist())
+    called = (MODELS[which] for which in models.tolist())
+    dice = zip(timings.T.tolist(), luck.T.tolist(), strict=True)
+    columns = (users.tolist(), apps.tolist(), called, amounts.tolist(), dice)
     return [{"number": number} | _call(*drawn) for number, drawn in enumerate(zip(*columns, strict=True))]
 
 
@@ -113,8 +115,8 @@ def _favourite_models(rng: np.random.Generator) -> np.ndarray:
     return np.argsort(-keys, axis=1)[:, :FAVOURITES]
 
 
-def _call(user: int, app: int, which: int, amount: float, timings: list[float], luck: list[float]) -> dict[str, Any]:
-    model = MODELS[which]
+def _call(user: int, app: int, model: Model, amount: float, dice: tuple[list[float], list[float]]) -> dict[str, Any]:
+    timings, luck = dice
     failed, streamed, cached = luck[0] < FAILED, luck[1] < STREAMED, luck[2] < CACHED
     tokens = [round(typical * amount) for typical in model.typical[:4]]
     tokens[2] *= cached

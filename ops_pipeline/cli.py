@@ -16,10 +16,12 @@ from typing import Literal, TypeVar, get_args
 
 import click
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from ops_pipeline.database.engine import connect, reading, sqlite_url, where
 from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.database.migrate import migrate as migrate_database
+from ops_pipeline.database.types import parse_instant
 from ops_pipeline.operations.checks import check_deployment
 from ops_pipeline.settings import Settings, SettingsError, load_settings
 from ops_pipeline.usage.hours import floor_hour
@@ -27,6 +29,7 @@ from ops_pipeline.usage.hours import floor_hour
 Grouping = Literal["model", "user", "app", "provider", "type", "hour", "day"]
 Format = Literal["table", "csv", "json"]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LAST_YEAR = 2999
 Result = TypeVar("Result")
 
 
@@ -62,12 +65,12 @@ def check() -> None:
 
 @main.command()
 @click.option("--days", default=7, help="Days of history up to now.")
-@click.option("--calls", default=50_000, help="Calls in that time.")
+@click.option("--calls", type=click.IntRange(1, 100_000_000), default=50_000, help="Calls in that time.")
 @click.option("--seed", default=1, help="The same seed writes the same history.")
 @click.option("--until", default=None, help="The end of the history, ISO 8601; default: now.")
 @click.option("--if-empty", is_flag=True, help="Do nothing when there are calls already.")
 @click.option("--live", is_flag=True, help="Go on writing calls until Ctrl-C, late completions included.")
-@click.option("--calls-per-minute", default=60, help="The pace of --live.")
+@click.option("--calls-per-minute", type=click.IntRange(0, 100_000), default=60, help="The pace of --live.")
 def demo(
     *, days: int, calls: int, seed: int, until: str | None, if_empty: bool, live: bool, calls_per_minute: int
 ) -> None:
@@ -112,7 +115,7 @@ def usage(from_: str | None, to: str | None, by: Grouping, tz: str, format_: For
         table = reading.usage(engine, asked, by, now=now)
         click.echo(formats.render(table, format_), nl=False)
         note = formats.note(table)
-        if note:
+        if note and format_ != "table":
             click.echo(note, err=True)
 
 
@@ -126,8 +129,9 @@ def home() -> None:
         with reading(engine) as connection:
             return first_wanted_hour(connection, EPOCH) or floor_hour(datetime.now(UTC))
 
-    with _operations() as (settings, _):
-        click.echo(prepare_home(settings, Path.cwd(), first_hour), nl=False)
+    with _operations() as (settings, _), _files("Run this in the project's folder, and see who owns DAGSTER_HOME."):
+        exports = prepare_home(settings, Path.cwd(), first_hour)
+    click.echo(exports, nl=False)
 
 
 @contextmanager
@@ -136,14 +140,27 @@ def _operations() -> Iterator[tuple[Settings, Engine]]:
     settings = _settings()
     url = settings.operations_url()
     if url == sqlite_url(settings.dagster_home):
-        settings.dagster_home.mkdir(parents=True, exist_ok=True)
+        with _files("Correct DAGSTER_HOME, or the owner of that folder."):
+            settings.dagster_home.mkdir(parents=True, exist_ok=True)
     engine = connect(url)
     try:
         yield settings, engine
     except DatabaseProblem as problem:
         raise click.ClickException(str(problem)) from problem
+    except SQLAlchemyError as error:
+        reason = str(error).partition("\n")[0]
+        raise click.ClickException(f"{where(engine)}: {reason}") from error
     finally:
         engine.dispose()
+
+
+@contextmanager
+def _files(advice: str) -> Iterator[None]:
+    """A file or folder that cannot be used becomes one line and exit status 1."""
+    try:
+        yield
+    except OSError as error:
+        raise click.ClickException(f"{error.filename}: {error.strerror}. {advice}") from error
 
 
 def _settings() -> Settings:
@@ -162,8 +179,10 @@ def _argument(names: str, make: Callable[[], Result]) -> Result:
 
 
 def _time(text: str) -> datetime:
-    value = datetime.fromisoformat(text)
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value
+    value = parse_instant(text)
+    if value < EPOCH or value.year > LAST_YEAR:
+        raise ValueError(f"{text!r} lies outside the years {EPOCH.year} to {LAST_YEAR}")
+    return value
 
 
 def _ignore(_: object) -> None:

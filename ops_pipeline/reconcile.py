@@ -153,5 +153,6 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> s
 
 
 def _row(cells: Sequence[object]) -> str:
-    texts = (str(cell).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in cells)
+    # Not only "\n" ends a line: Markdown also takes "\r" for an end, and some readers other characters.
+    texts = (" ".join(str(cell).replace("\\", "\\\\").replace("|", "\\|").splitlines()) for cell in cells)
     return "| " + " | ".join(texts) + " |"

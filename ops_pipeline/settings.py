@@ -32,7 +32,8 @@ def _cron(text: str) -> str:
             f"{text!r} has {len(fields)} fields, but a schedule has five: minute hour day-of-month month day-of-week"
             " (there is no field for seconds), for example '0 * * * *'"
         )
-    if not croniter.is_valid(text):
+    # Strict also finds days that no month has; "r" is another random minute at each look.
+    if not croniter.is_valid(text, strict=True) or any(field.lower().startswith("r") for field in fields):
         raise ValueError(f"{text!r} is no cron schedule, write for example '0 * * * *' for every full hour")
     return " ".join(fields)
 

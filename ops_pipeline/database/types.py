@@ -26,7 +26,10 @@ def parse_instant(text: str) -> datetime:
         ValueError: the text is no ISO 8601 date and time.
     """
     value = datetime.fromisoformat(text.strip())
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    try:
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(f"{text!r} lies outside the years 1 to 9999 in UTC") from error
 
 
 def instant_text(value: datetime) -> str:
@@ -79,7 +82,7 @@ class ExactDecimal(TypeDecorator[Decimal]):
 
     `numeric(precision, scale)` on PostgreSQL. On SQLite a column of text affinity: a number that another
     program writes as a literal or as text is kept as plain decimal text (a numeric affinity would turn it into
-    a float of 15 digits). Sums are made with `expressions.exact_sum`, which never adds floats.
+    a float of 15 digits). Sums are made with `sums.exact_sum`, which never adds floats.
     """
 
     impl = Numeric

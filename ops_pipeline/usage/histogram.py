@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 
 GAMMA = 1.04
 RELATIVE_ERROR = (GAMMA - 1) / (GAMMA + 1)
@@ -58,7 +59,8 @@ def quantile(counts: Mapping[int, int], fraction: float) -> float | None:
     if not 0 <= fraction <= 1:
         raise ValueError(f"a quantile lies between 0 and 1, not at {fraction}")
     total = sum(counts.values())
-    rank = max(1, math.ceil(fraction * total))
+    # As floats, 0.28 * 25 is a little more than 7.
+    rank = max(1, math.ceil(Fraction(str(fraction)) * total))
     seen = 0
     for bucket in sorted(counts):
         seen += counts[bucket]

@@ -100,6 +100,11 @@ def chunks_of(hours: Iterable[datetime], alone: Collection[datetime] = ()) -> li
     return chunks
 
 
+def first_hour_to_do(first_call: datetime | None, start: datetime, pruned_before: datetime | None) -> datetime | None:
+    """The hour from which on every hour is to be done; None while there are no calls. Arguments: `missing_hours`."""
+    return max(floor_hour(first_call), start, pruned_before or start) if first_call else None
+
+
 def missing_hours(
     *,
     first_call: datetime | None,
@@ -117,10 +122,8 @@ def missing_hours(
         done: the hours in `usage_hours`.
         pruned_before: raw calls before this are gone, so that their hours can no longer be made.
     """
-    if first_call is None:
-        return []
-    begin = max(floor_hour(first_call), start, pruned_before or start)
-    if closed_until <= begin:
+    begin = first_hour_to_do(first_call, start, pruned_before)
+    if begin is None or closed_until <= begin:
         return []
     known = set(done)
     return [hour for hour in Window(begin, closed_until) if hour not in known]

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, or_, select
 
-from ops_pipeline.database.expressions import earliest_hour
-from ops_pipeline.usage.hours import CatchUp, missing_hours, plan_catch_up
+from ops_pipeline.database.expressions import earliest_hour, from_hour, unreadable, within_hours
+from ops_pipeline.usage.hours import HOUR, CatchUp, first_hour_to_do, floor_hour, missing_hours, plan_catch_up
 from ops_pipeline.usage.tables import model_calls, usage_hour_attempts, usage_hours
+
+LAST_HOUR = datetime(9999, 12, 31, 23, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,10 @@ class CatchUpPolicy:
 
 
 def first_wanted_hour(connection: Connection, start: datetime) -> datetime | None:
-    """The hour of the first call, not before `start`; None while there are no calls."""
-    first = connection.execute(select(earliest_hour(model_calls.c.called_at))).scalar()
-    return max(first, start) if first else None
+    """The hour of the first call from `start` on; None while there is none."""
+    # PostgreSQL knows years, and infinities, that Python does not.
+    called = model_calls.c.called_at
+    return connection.execute(select(earliest_hour(called)).where(within_hours(called, start, LAST_HOUR))).scalar()
 
 
 def failed_attempts(connection: Connection) -> dict[datetime, int]:
@@ -48,11 +51,20 @@ def failed_attempts(connection: Connection) -> dict[datetime, int]:
 
 def read_missing(connection: Connection, policy: CatchUpPolicy, closed_until: datetime) -> list[datetime]:
     """The hours up to `closed_until` that should be in `usage_hours` and are not, oldest first."""
+    first_call = first_wanted_hour(connection, policy.start)
+    begin = first_hour_to_do(first_call, policy.start, policy.pruned_before)
+    if begin is None or closed_until <= begin:
+        return []
+    within = (usage_hours.c.hour >= begin) & (usage_hours.c.hour < closed_until)
+    count = connection.execute(select(func.count()).select_from(usage_hours).where(within)).scalar_one()
+    if count == (closed_until - begin) // HOUR:
+        # The usual case: one count instead of ten years of hours read every few seconds.
+        return []
     return missing_hours(
-        first_call=first_wanted_hour(connection, policy.start),
+        first_call=first_call,
         start=policy.start,
         closed_until=closed_until,
-        done=set(connection.scalars(select(usage_hours.c.hour))),
+        done=set(connection.scalars(select(usage_hours.c.hour).where(within))),
         pruned_before=policy.pruned_before,
     )
 
@@ -76,5 +88,7 @@ def done_hours(connection: Connection) -> dict[datetime, str]:
 
 
 def future_calls(connection: Connection, now: datetime) -> int:
-    """Calls that claim to have started after `now`."""
-    return connection.execute(select(func.count()).where(model_calls.c.called_at > now)).scalar_one()
+    """Calls that no hour holds so far: they claim to have begun after the present one, or at no readable time."""
+    called = model_calls.c.called_at
+    ahead = from_hour(called, floor_hour(now) + HOUR)
+    return connection.execute(select(func.count()).where(or_(ahead, unreadable(called)))).scalar_one()

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from sqlalchemy import Connection, Engine, func, select
 
 from ops_pipeline.database.engine import database_now, reading
-from ops_pipeline.database.expressions import exact_sum, integer_sum
+from ops_pipeline.database.sums import exact_sum, integer_sum
 from ops_pipeline.database.types import Rows
 from ops_pipeline.usage.histogram import quantiles
 from ops_pipeline.usage.hours import HOUR

@@ -19,8 +19,9 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from ops_pipeline.database.engine import database_now, reading, rewriting, writing
 from ops_pipeline.database.errors import Conflict
-from ops_pipeline.database.expressions import exact_sum, integer_sum, latest, month_start, utc_day
+from ops_pipeline.database.expressions import latest, month_start, utc_day
 from ops_pipeline.database.replace import Replaced, replace_rows, upsert
+from ops_pipeline.database.sums import exact_sum, integer_sum
 from ops_pipeline.database.types import ExactDecimal, Rows
 from ops_pipeline.usage.aggregate import CONFLICT_ATTEMPTS, RollUpMismatch
 from ops_pipeline.usage.hours import DAY, day_start, next_month

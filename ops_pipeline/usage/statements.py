@@ -27,16 +27,8 @@ from sqlalchemy import (
     union_all,
 )
 
-from ops_pipeline.database.expressions import (
-    exact_sum,
-    exact_sum_of_floats,
-    hour_key,
-    hour_start,
-    integer_sum,
-    latest,
-    version_number,
-    within_hours,
-)
+from ops_pipeline.database.expressions import hour_key, hour_start, latest, version_number, within_hours
+from ops_pipeline.database.sums import exact_sum, exact_sum_of_floats, integer_sum
 from ops_pipeline.database.types import Rows
 from ops_pipeline.usage.histogram import GAMMA, LARGEST_MS, SMALLEST_MS
 from ops_pipeline.usage.hours import Window

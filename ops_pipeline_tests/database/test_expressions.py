@@ -12,10 +12,12 @@ from sqlalchemy import Engine, func, insert, select
 from ops_pipeline.database.engine import reading, writing
 from ops_pipeline.database.expressions import (
     earliest_hour,
+    from_hour,
     hour_key,
     hour_start,
     latest,
     month_start,
+    unreadable,
     utc_day,
     version_number,
     within_hours,
@@ -107,6 +109,40 @@ def test_a_window_holds_its_start_and_not_its_end(sampled: Engine, values: list[
     fill(sampled, "instant", values)
     found = ask_each(sampled, within_hours(samples.c.instant, start, end))
     assert found == [start <= value < end for value in values]
+
+
+@given(values=st.lists(instants, min_size=1, max_size=30))
+@on_one_database
+def test_from_an_hour_on_begins_with_its_first_instant(sampled: Engine, values: list[datetime]) -> None:
+    start = floored(values[0])
+    values = [*values, start, start - timedelta.resolution]
+    fill(sampled, "instant", values)
+    assert ask_each(sampled, from_hour(samples.c.instant, start)) == [start <= value for value in values]
+
+
+@pytest.mark.parametrize(
+    ("spelling", "readable"),
+    [
+        ("2026-03-10T12:30:00.5+02:00", True),
+        ("2026-03-10", True),
+        ("2026-03-10T12:30:00+0200", False),
+        ("20260310T123000", False),
+        ("1773144000", False),
+        ("soon", False),
+        ("", False),
+    ],
+)
+def test_a_text_that_sqlite_takes_for_no_time_is_found(
+    sampled_sqlite: Engine, spelling: str, *, readable: bool
+) -> None:
+    """Such a call belongs to no hour: without a word it was in no sum."""
+    spell(sampled_sqlite, "instant", f"'{spelling}'")
+    assert ask_each(sampled_sqlite, unreadable(samples.c.instant)) == [not readable]
+
+
+def test_no_instant_of_postgresql_is_unreadable(sampled_postgres: Engine) -> None:
+    fill(sampled_postgres, "instant", INSTANTS)
+    assert set(ask_each(sampled_postgres, unreadable(samples.c.instant))) == {False}
 
 
 def test_bounds_in_another_zone_mean_the_same_hours(sampled: Engine) -> None:

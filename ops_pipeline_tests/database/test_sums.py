@@ -13,7 +13,7 @@ from sqlalchemy import Engine, insert, select
 
 from ops_pipeline.database.engine import writing
 from ops_pipeline.database.errors import DatabaseProblem
-from ops_pipeline.database.expressions import exact_sum, exact_sum_of_floats, integer_sum
+from ops_pipeline.database.sums import exact_sum, exact_sum_of_floats, integer_sum
 from ops_pipeline_tests.database.samples import as_read, ask, fill, on_one_database, samples, spell
 
 BOUND = 2**63

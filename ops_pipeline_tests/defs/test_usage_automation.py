@@ -144,6 +144,7 @@ def test_when_the_look_fails_a_run_is_launched_so_that_the_failure_is_seen(
     sqlite_engine: Engine, instance: DagsterInstance
 ) -> None:
     """An error in the original's planner was logged and returned as "0 hours"."""
+    write(sqlite_engine, call(at("2026-03-10 09:30")))
     with writing(sqlite_engine) as connection:
         connection.exec_driver_sql("DROP TABLE usage_hours")
     home = deployment(sqlite_engine, instance)

@@ -41,7 +41,7 @@ fractions = st.floats(0, 1)
 
 def nearest_rank(sample: list[float], fraction: float) -> float:
     """The ceil(fraction * n)-th smallest of n values, computed without rounding."""
-    rank = max(1, math.ceil(Fraction(fraction) * len(sample)))
+    rank = max(1, math.ceil(Fraction(str(fraction)) * len(sample)))
     return sorted(sample)[rank - 1]
 
 
@@ -79,6 +79,15 @@ def test_the_percentiles_of_believable_latencies_are_exact_to_two_percent(
         exact = nearest_rank(sample, fraction)
         if exact >= SMALLEST_MS:
             assert abs(quantiles(counts)[name] - exact) <= 0.02 * exact
+
+
+@pytest.mark.parametrize(
+    ("fraction", "number", "rank"), [(0.28, 25, 7), (0.07, 100, 7), (0.55, 100, 55), (0.9, 70, 63), (0.99, 100, 99)]
+)
+def test_the_rank_is_that_of_the_decimal_fraction(fraction: float, number: int, rank: int) -> None:
+    """As floats, 0.28 * 25 is a little more than 7, and its ceiling 8."""
+    sample = [1.5**index for index in range(number)]
+    assert quantile(histogram(sample), fraction) == bucket_value(bucket_of(sample[rank - 1]))
 
 
 def test_the_ends_are_the_smallest_and_the_largest_value() -> None:

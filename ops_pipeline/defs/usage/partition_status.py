@@ -42,7 +42,9 @@ def keys_to_mark(
     instance: DagsterInstance, asset: AssetKey, partitions: PartitionsDefinition, done: Mapping[str, str]
 ) -> list[str]:
     """Partitions that are done but do not look so, oldest first; those a run is at work on are left to it."""
-    known = [key for key in done if partitions.has_partition_key(key)]
+    # As a set: has_partition_key takes 0.15 ms a key, 13 s for ten years of hours.
+    existing = set(partitions.get_partition_keys())
+    known = [key for key in done if key in existing]
     status = instance.get_status_by_partition(asset, known, partitions) or {}
     unmarked = sorted(key for key in known if status.get(key) != AssetPartitionStatus.MATERIALIZED)
     if not unmarked:

@@ -1,0 +1,1 @@
+"""The migrations, one module per step, each frozen once released."""

@@ -1,0 +1,211 @@
+"""Every variable of the environment: its default, its bounds, and a message that names it and what to do."""
+
+from __future__ import annotations
+
+import traceback
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dagster._utils.schedules import is_valid_cron_string
+
+from ops_pipeline.database.types import parse_instant
+from ops_pipeline.settings import DEFAULT_START, Settings, SettingsError, load_settings
+
+SECRET = "geheim"
+DEFAULTS: dict[str, Any] = {
+    "DAGSTER_HOME": Path(".dagster_home"),
+    "DATABASE_URL": "",
+    "MODEL_CALL_STATS_CRON_TIME": "0 * * * *",
+    "MODEL_CALL_STATS_START": DEFAULT_START,
+    "MODEL_CALLS_PRUNED_BEFORE": None,
+    "MODEL_CALL_STATS_MAX_RANGE_HOURS": 744,
+    "MODEL_CALL_STATS_MAX_ATTEMPTS": 3,
+    "LATE_MODEL_CALLS_OVERLAP_SECONDS": 300,
+    "LATE_MODEL_CALLS_SWEEP_SECONDS": 600,
+    "LATE_MODEL_CALLS_SWEEP_HOURS": 168,
+    "USAGE_REPORT_DAYS": 7,
+    "REPORTS_DIR": None,
+}
+BOUNDS = {
+    "MODEL_CALL_STATS_MAX_RANGE_HOURS": (1, 8784),
+    "MODEL_CALL_STATS_MAX_ATTEMPTS": (1, 100),
+    "LATE_MODEL_CALLS_OVERLAP_SECONDS": (0, 86_400),
+    "LATE_MODEL_CALLS_SWEEP_SECONDS": (30, 86_400),
+    "LATE_MODEL_CALLS_SWEEP_HOURS": (1, 8784),
+    "USAGE_REPORT_DAYS": (0, 366),
+}
+HOURS = ("MODEL_CALL_STATS_START", "MODEL_CALLS_PRUNED_BEFORE")
+
+
+def value_of(variable: str) -> Any:
+    value = getattr(load_settings(), variable.lower())
+    return value.get_secret_value() if variable == "DATABASE_URL" else value
+
+
+def refusal() -> str:
+    """What the operator is told about the environment as it is."""
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("variable", "default"), DEFAULTS.items(), ids=DEFAULTS)
+def test_each_variable_has_a_default_that_an_empty_text_means_too(
+    monkeypatch: pytest.MonkeyPatch, variable: str, default: object
+) -> None:
+    """`VARIABLE=` in an .env file was read as the empty text, and the deployment did not start."""
+    assert value_of(variable) == default
+    monkeypatch.setenv(variable, "")
+    assert value_of(variable) == default
+
+
+def test_no_variable_is_missing_in_these_tests_and_each_is_described() -> None:
+    assert {name.upper() for name in Settings.model_fields} == set(DEFAULTS)
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+@pytest.mark.parametrize(("variable", "bounds"), BOUNDS.items(), ids=BOUNDS)
+def test_a_number_is_taken_within_its_bounds_and_refused_beyond(
+    monkeypatch: pytest.MonkeyPatch, variable: str, bounds: tuple[int, int]
+) -> None:
+    lowest, highest = bounds
+    for value in bounds:
+        monkeypatch.setenv(variable, str(value))
+        assert value_of(variable) == value
+    monkeypatch.setenv(variable, str(lowest - 1))
+    assert refusal() == f"{variable}: Input should be greater than or equal to {lowest}"
+    monkeypatch.setenv(variable, str(highest + 1))
+    assert refusal() == f"{variable}: Input should be less than or equal to {highest}"
+    monkeypatch.setenv(variable, "many")
+    assert refusal().startswith(f"{variable}: Input should be a valid integer")
+
+
+@pytest.mark.parametrize("seconds_first", ["0 1 * * * *", "0 */5 * * * *", "* * * *", "@hourly"])
+def test_a_schedule_that_has_not_five_fields_is_refused_with_an_example(
+    monkeypatch: pytest.MonkeyPatch, seconds_first: str
+) -> None:
+    """The original's schedules began with seconds: read as five fields, hourly work ran at one minute past one."""
+    monkeypatch.setenv("MODEL_CALL_STATS_CRON_TIME", seconds_first)
+    said = refusal()
+    count = len(seconds_first.split())
+    assert said.startswith(f"MODEL_CALL_STATS_CRON_TIME: {seconds_first!r} has {count} fields, but a schedule has five")
+    assert "there is no field for seconds" in said
+    assert "for example '0 * * * *'" in said
+
+
+@pytest.mark.parametrize(
+    "cron", ["60 * * * *", "0 24 * * *", "0 0 31 2 *", "0 0 0 * *", "every hour on the hour", "h * * * *", "R * * * *"]
+)
+def test_a_schedule_that_never_comes_or_changes_at_each_look_is_refused(
+    monkeypatch: pytest.MonkeyPatch, cron: str
+) -> None:
+    """The 31st of February passed here, and Dagster's own error at load named no variable."""
+    monkeypatch.setenv("MODEL_CALL_STATS_CRON_TIME", cron)
+    assert refusal().startswith(f"MODEL_CALL_STATS_CRON_TIME: {cron!r} is no cron schedule, write for example")
+
+
+@pytest.mark.parametrize(
+    "cron", ["*/5 * * * *", " 5   * * * * ", "0 0 29 2 *", "0-30/10 6,18 * jan-mar mon-fri", "0 * L * *", "0 0 * * 7"]
+)
+def test_a_schedule_that_is_taken_is_one_for_dagster_too(monkeypatch: pytest.MonkeyPatch, cron: str) -> None:
+    monkeypatch.setenv("MODEL_CALL_STATS_CRON_TIME", cron)
+    taken = value_of("MODEL_CALL_STATS_CRON_TIME")
+    assert taken == " ".join(cron.split())
+    assert is_valid_cron_string(taken)
+
+
+@pytest.mark.parametrize("variable", HOURS)
+@pytest.mark.parametrize(
+    "text",
+    ["2026-02-01T05:00Z", "2026-02-01 05:00", "2026-02-01T07:00:00+02:00", "2026-02-01T10:30+05:30", " 2026-02-01T05 "],
+)
+def test_a_time_is_read_in_any_spelling_and_is_aware(monkeypatch: pytest.MonkeyPatch, variable: str, text: str) -> None:
+    monkeypatch.setenv(variable, text)
+    assert value_of(variable) == datetime(2026, 2, 1, 5, tzinfo=UTC)
+    assert value_of(variable).utcoffset() == timedelta(0)
+
+
+@pytest.mark.parametrize("variable", HOURS)
+@pytest.mark.parametrize("text", ["2026-02-01T05:30Z", "2026-02-01T05:00+05:30", "2026-02-01T05:00:01Z"])
+def test_a_time_off_the_utc_hour_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str, text: str) -> None:
+    monkeypatch.setenv(variable, text)
+    moment = parse_instant(text).isoformat()
+    assert refusal() == f"{variable}: {moment} does not lie on a full UTC hour; write for example 2026-01-01T00:00Z"
+
+
+@pytest.mark.parametrize("variable", HOURS)
+@pytest.mark.parametrize("text", ["soon", "1767225600", "2026-13-01", "9999-12-31T23:00-02:00"])
+def test_what_is_no_time_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str, text: str) -> None:
+    monkeypatch.setenv(variable, text)
+    assert refusal() == f"{variable}: {text!r} is no time; write for example 2026-01-01T00:00Z"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"mysql://ops:{SECRET}@db/ops",
+        f"{SECRET}",
+        f"postgresql://ops:a@{SECRET}@db/ops",
+        f"postgresql://ops:{SECRET}@db:port/ops",
+        f"postgresql://ops:a@b:{SECRET}@db/ops",
+        f"sqlite://{SECRET[0]}.db",
+    ],
+)
+def test_an_unusable_url_is_refused_and_masked(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+    said = refusal()
+    assert said.startswith("DATABASE_URL: ")
+    assert "Write postgresql+psycopg://user:password@host:5432/name or sqlite:////absolute/path.db" in said
+
+
+def test_no_representation_of_the_settings_shows_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"postgresql+psycopg://ops:{SECRET}@db/ops"
+    monkeypatch.setenv("DATABASE_URL", url)
+    settings = load_settings()
+    for shown in (repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()):
+        assert SECRET not in shown
+    assert settings.operations_url() == url
+
+
+def test_all_problems_are_told_at_once_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL_CALL_STATS_CRON_TIME", "0 1 * * * *")
+    monkeypatch.setenv("MODEL_CALL_STATS_START", "2026-01-01T00:30Z")
+    monkeypatch.setenv("USAGE_REPORT_DAYS", "-1")
+    monkeypatch.setenv("DATABASE_URL", f"mysql://ops:{SECRET}@db/ops")
+    names = [line.partition(":")[0] for line in refusal().splitlines()]
+    assert names == ["DATABASE_URL", "MODEL_CALL_STATS_CRON_TIME", "MODEL_CALL_STATS_START", "USAGE_REPORT_DAYS"]
+
+
+def test_without_a_url_the_database_lies_in_dagsters_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    assert load_settings().operations_url() == f"sqlite:///{tmp_path}/home/ops_pipeline.db"
+
+
+def test_reports_lie_in_dagsters_home_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert load_settings().reports_folder() == tmp_path / ".dagster_home" / "reports"
+    monkeypatch.setenv("REPORTS_DIR", "/srv/reports")
+    assert load_settings().reports_folder() == Path("/srv/reports")
+
+
+def test_the_overlap_is_a_duration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATE_MODEL_CALLS_OVERLAP_SECONDS", "90")
+    assert load_settings().late_overlap() == timedelta(seconds=90)
+
+
+def test_an_env_file_is_read_and_the_environment_wins_over_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(
+        "# comment\nUSAGE_REPORT_DAYS=3\nLATE_MODEL_CALLS_SWEEP_HOURS=24\nMODEL_CALL_STATS_CRON_TIME=\nOTHER=1\n"
+    )
+    monkeypatch.setenv("LATE_MODEL_CALLS_SWEEP_HOURS", "48")
+    settings = load_settings()
+    assert settings.usage_report_days == 3
+    assert settings.late_model_calls_sweep_hours == 48
+    assert settings.model_call_stats_cron_time == "0 * * * *"
+
+
+def test_an_override_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USAGE_REPORT_DAYS", "3")
+    assert load_settings(usage_report_days=5).usage_report_days == 5
