@@ -13,14 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from benchmarks.child import peak_bytes
-from benchmarks.databases import Database
+from benchmarks.report import Reading
+from benchmarks.scene import Scene
 from ops_pipeline.defs.usage.partitions import hour_key
-from ops_pipeline.usage.hours import HOUR, Window
+from ops_pipeline.usage.hours import HOUR
 
 PROJECT = Path(__file__).parent.parent
 COMMANDS = Path(sys.executable).parent
@@ -31,24 +32,23 @@ class DagsterRun:
     """How a launch went.
 
     Attributes:
-        wall_seconds: from starting the command to its end.
+        cost: from starting the command to its end.
         run_seconds: from the start to the success of the run, by Dagster's own record.
         peak_bytes: the most memory of its process.
         status: SUCCESS, or what else.
     """
 
-    wall_seconds: float
+    cost: Reading
     run_seconds: float
     peak_bytes: int
     status: str
 
 
-def launch(database: Database, window: Window, folder: Path, *, storage: str) -> DagsterRun:
-    """Materialize the hours of a window in one run.
+def launch(scene: Scene, folder: Path, storage: str) -> DagsterRun:
+    """Materialize all hours in one run.
 
     Args:
-        database: the operations database.
-        window: the hours.
+        scene: the operations database, emptied.
         folder: where DAGSTER_HOME is made.
         storage: `sqlite` (Dagster's default) or `postgresql`, in the operations database's server.
 
@@ -56,33 +56,38 @@ def launch(database: Database, window: Window, folder: Path, *, storage: str) ->
         RuntimeError: the command failed; the end of its output is in the message.
     """
     home = Path(tempfile.mkdtemp(prefix=f"dagster_home_{storage}_", dir=folder))
-    environment = _environment(database, home, window.start, storage)
-    first, last = hour_key(window.start), hour_key(window.end - HOUR)
+    environment = _environment(scene, home, storage)
+    first, last = hour_key(scene.window.start), hour_key(scene.window.end - HOUR)
     command = [COMMANDS / "dagster", "asset", "materialize", "--select", "hourly_model_usage"]
     command += ["--partition-range", f"{first}...{last}", "-m", "ops_pipeline.definitions"]
+    peaks: list[int] = []
+    cost = scene.measure(lambda: peaks.append(_watched(command, home, environment)))
+    record = json.loads(_output([sys.executable, "-m", "benchmarks.child", "last-run"], environment))
+    return DagsterRun(cost, (record["ended"] or 0) - (record["started"] or 0), peaks[0], record["status"])
+
+
+def _watched(command: Sequence[Path | str], home: Path, environment: dict[str, str]) -> int:
+    """Run a command to its end; returns its peak of memory."""
     log = home / "output.log"
-    started = time.perf_counter()
     with log.open("w") as output:
-        # Not the project's folder: a developer's .env there would change what is measured.
+        # Not in the project's folder: a developer's .env there would change what is measured.
         process = subprocess.Popen(command, cwd=home, env=environment, stdout=output, stderr=output)
         peak = 0
         while process.poll() is None:
             peak = max(peak, peak_bytes(str(process.pid)))
             time.sleep(0.05)
-    wall = time.perf_counter() - started
     if process.returncode:
         raise RuntimeError(f"{shlex.join(map(str, command))} failed:\n{log.read_text()[-3000:]}")
-    record = json.loads(_output([sys.executable, "-m", "benchmarks.child", "last-run"], environment))
-    return DagsterRun(wall, (record["ended"] or 0) - (record["started"] or 0), peak, record["status"])
+    return peak
 
 
-def _environment(database: Database, home: Path, start: datetime, storage: str) -> dict[str, str]:
+def _environment(scene: Scene, home: Path, storage: str) -> dict[str, str]:
     """Dagster's variables, prepared by the same command as for `make run`."""
     environment = {
         **os.environ,
         "DAGSTER_HOME": str(home),
-        "DATABASE_URL": database.url,
-        "MODEL_CALL_STATS_START": start.isoformat(),
+        "DATABASE_URL": scene.database.url,
+        "MODEL_CALL_STATS_START": scene.window.start.isoformat(),
     }
     exports = _output([COMMANDS / "ops-pipeline", "home"], environment)
     for name, value in re.findall(r"^export (\w+)=(.*)$", exports, re.MULTILINE):
@@ -92,7 +97,7 @@ def _environment(database: Database, home: Path, start: datetime, storage: str) 
     return environment
 
 
-def _output(command: list[Path | str], environment: dict[str, str]) -> str:
+def _output(command: Sequence[Path | str], environment: dict[str, str]) -> str:
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{shlex.join(map(str, command))} failed:\n{done.stderr[-3000:]}")

@@ -89,10 +89,10 @@ class Database:
         else:
             self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def wal_bytes(self) -> int | None:
-        """The position in the write-ahead log; None on SQLite, whose log starts over all the time."""
+    def wal_bytes(self) -> int:
+        """The position in the write-ahead log; 0 on SQLite, whose log starts over all the time."""
         if self.name == "sqlite":
-            return None
+            return 0
         with self.engine.connect() as connection:
             return int(connection.scalar(text("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn")) or 0)
 

@@ -29,10 +29,10 @@ class Reading:
 
 
 def typical(readings: Sequence[Reading]) -> Reading:
-    """The medians."""
+    """The median of wall time and log, and the mean of processor time, which is counted in steps of 10 ms."""
     return Reading(
         statistics.median(one.seconds for one in readings),
-        statistics.median(one.cpu_seconds for one in readings),
+        statistics.fmean(one.cpu_seconds for one in readings),
         round(statistics.median(one.wal_bytes for one in readings)),
     )
 
@@ -44,7 +44,7 @@ class Measure:
     Attributes:
         name: what was measured.
         seconds: its median wall time; None where time is not the point.
-        cpu_seconds: its median processor time, that of the database server included.
+        cpu_seconds: its mean processor time, that of the database server included.
         calls: the calls that this time was for.
         result: what to compare with the target, in words.
         target: what was promised; empty for lines that only inform.

@@ -21,18 +21,10 @@ import click
 
 from benchmarks.dagster_run import launch
 from benchmarks.databases import DATABASES, database
-from benchmarks.measures import (
-    Floor,
-    Scene,
-    floor_and_aggregate,
-    late_calls,
-    peak_memory,
-    per_user_and_hour,
-    roll_ups,
-    single_hours,
-    unchanged,
-)
-from benchmarks.report import MEGABYTE, Measure, as_json, machine, table, timed
+from benchmarks.late_measures import late_calls
+from benchmarks.measures import aggregation, peak_memory, per_user_and_hour, roll_ups, single_hours
+from benchmarks.report import MEGABYTE, Measure, Reading, as_json, machine, table
+from benchmarks.scene import Scene
 from benchmarks.usage_data import START, load
 from ops_pipeline.usage.hours import Window
 
@@ -58,8 +50,7 @@ def main(*, calls: int, days: int, which: str, rounds: int, json_file: Path | No
     for name in DATABASES if which == "both" else [which]:
         with _folder(keep) as folder, database(name, folder) as one:
             _say(f"{name}: filling {calls:,} calls over {days} days")
-            seconds = timed(lambda one=one: load(one, calls, days))
-            _say(f"{name}: filled in {seconds:.0f} s")
+            load(one, calls, days)
             measures = list(measured(Scene(one, calls, window), folder, rounds))
             version = one.version()
         print(_title(name, version, report))
@@ -72,32 +63,31 @@ def main(*, calls: int, days: int, which: str, rounds: int, json_file: Path | No
 
 def measured(scene: Scene, folder: Path, rounds: int) -> Iterator[Measure]:
     """Take all measurements of a database."""
-    floor, measures = floor_and_aggregate(scene, rounds)
-    aggregated = next(one.seconds for one in measures if one.name.startswith("aggregate")) or 0.0
+    floor, measures = aggregation(scene, rounds)
     yield from _told(measures)
-    yield from _told(unchanged(scene, floor, rounds))
-    yield from _told(single_hours(scene))
-    yield from _told(roll_ups(scene))
-    yield from _told(late_calls(scene))
-    yield from _told(peak_memory(scene))
+    for question in (single_hours, roll_ups, late_calls, peak_memory):
+        yield from _told(question(scene))
     for storage in ["sqlite", "postgresql"] if scene.database.name == "postgresql" else ["sqlite"]:
         yield from _told([through_dagster(scene, floor, folder, storage)])
+    aggregated = next(one for one in measures if one.name.startswith("aggregate"))
     yield from _told(per_user_and_hour(scene, aggregated))
 
 
-def through_dagster(scene: Scene, floor: Floor, folder: Path, storage: str) -> Measure:
+def through_dagster(scene: Scene, floor: Reading, folder: Path, storage: str) -> Measure:
     """All hours in one run of Dagster, from the command line to its end."""
     scene.database.empty()
-    run = launch(scene.database, scene.window, folder, storage=storage)
-    over = run.wall_seconds - floor.seconds
+    run = launch(scene, folder, storage)
+    over, over_by_cpu = run.cost.seconds - floor.seconds, run.cost.cpu_seconds - floor.cpu_seconds
     return Measure(
         f"through Dagster, its storage on {storage}",
-        run.wall_seconds,
+        run.cost.seconds,
         scene.calls,
-        f"floor {over:+.1f} s; the run alone {run.run_seconds:.1f} s; {run.peak_bytes / MEGABYTE:.0f} MB",
+        f"floor {over:+.1f} s ({over_by_cpu:+.1f} s by CPU); the run alone {run.run_seconds:.1f} s;"
+        f" {run.peak_bytes / MEGABYTE:.0f} MB",
         f"<= floor +{DAGSTER_SECONDS} s",
         over <= DAGSTER_SECONDS and run.status == "SUCCESS",
         {"run_seconds": run.run_seconds, "peak_bytes": run.peak_bytes, "status": run.status, "over_floor": over},
+        run.cost.cpu_seconds,
     )
 
 

@@ -5,6 +5,7 @@ What belongs here: arguments, printing and exit status. What does not: any rule 
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -119,9 +120,10 @@ def usage(from_: str | None, to: str | None, by: Grouping, tz: str, format_: For
             click.echo(note, err=True)
 
 
-@main.command("home")
-def home() -> None:
-    """Prepare DAGSTER_HOME for `make run`: Dagster's instance file, and the first metered hour of the demo data."""
+@main.command("with-home", context_settings={"ignore_unknown_options": True})
+@click.argument("command", nargs=-1, required=True)
+def with_home(command: tuple[str, ...]) -> None:
+    """Prepare DAGSTER_HOME, then run COMMAND with the variables that Dagster needs besides (used by `make run`)."""
     from ops_pipeline.operations.home import prepare_home  # noqa: PLC0415
     from ops_pipeline.usage.progress import first_wanted_hour  # noqa: PLC0415
 
@@ -130,8 +132,12 @@ def home() -> None:
             return first_wanted_hour(connection, EPOCH) or floor_hour(datetime.now(UTC))
 
     with _operations() as (settings, _), _files("Run this in the project's folder, and see who owns DAGSTER_HOME."):
-        exports = prepare_home(settings, Path.cwd(), first_hour)
-    click.echo(exports, nl=False)
+        variables = prepare_home(settings, Path.cwd(), first_hour)
+    # Handed over, not printed: the URL of Dagster's storage holds a password.
+    for name, value in variables.items():
+        os.putenv(name, value)
+    with _files("Give a command that exists."):
+        os.execvp(command[0], command)  # noqa: S606 - the caller's own command
 
 
 @contextmanager

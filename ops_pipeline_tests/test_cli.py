@@ -37,7 +37,7 @@ COMMANDS = {
     "check": ("check",),
     "demo": DEMO,
     "usage": ("usage", "--from", "2026-03-10", "--to", "2026-03-10"),
-    "home": ("home",),
+    "with-home": ("with-home", "true"),
 }
 
 
@@ -170,7 +170,7 @@ def test_each_command_refuses_an_unusable_environment(arguments: tuple[str, ...]
     assert [line.partition(":")[0] for line in lines[1:]] == ["DATABASE_URL", "MODEL_CALL_STATS_CRON_TIME"]
 
 
-@pytest.mark.parametrize("command", ["migrate", "demo", "usage", "home"])
+@pytest.mark.parametrize("command", ["migrate", "demo", "usage", "with-home"])
 def test_a_home_that_cannot_be_made_is_one_line(tmp_path: Path, command: str) -> None:
     (tmp_path / "file").touch()
     said = refused(*COMMANDS[command], DAGSTER_HOME=str(tmp_path / "file" / "home"))
@@ -254,20 +254,25 @@ def test_demo_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
     assert seen[0] != seen[2]
 
 
-def test_home_prints_what_a_shell_can_evaluate(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_gets_what_dagster_needs_without_a_word_of_it_being_printed(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done("migrate")
     done(*DEMO)
     monkeypatch.chdir(PROJECT)
-    output = done("home", DAGSTER_HOME=str(tmp_path / "home")).stdout
-    names = [line.partition("=")[0] for line in output.splitlines()]
-    postgres = ["export DAGSTER_POSTGRES_URL"] if url.startswith("postgresql") else []
-    assert names == [*postgres, "export MODEL_CALL_STATS_START"]
-    assert "export MODEL_CALL_STATS_START=2026-03-08T12:00:00+00:00\n" in output
+    shell = ("sh", "-c", 'echo "$MODEL_CALL_STATS_START ${DAGSTER_POSTGRES_URL%%:*}"')
+    environment = os.environ | {"DATABASE_URL": url, "DAGSTER_HOME": str(tmp_path / "home")}
+    result = subprocess.run(
+        [COMMAND, "with-home", *shell], env=environment, capture_output=True, text=True, check=False
+    )
+    driver = "postgresql+psycopg2" if url.startswith("postgresql") else ""
+    assert result.stdout == f"2026-03-08T12:00:00+00:00 {driver}\n", result.stderr
+    assert result.stderr == ""
 
 
-def test_home_away_from_the_project_says_where_to_run_it(tmp_path: Path) -> None:
+def test_with_home_away_from_the_project_says_where_to_run_it(tmp_path: Path) -> None:
     done("migrate", DAGSTER_HOME=str(tmp_path / "home"))
-    said = refused("home", DAGSTER_HOME=str(tmp_path / "home"))
+    said = refused("with-home", "true", DAGSTER_HOME=str(tmp_path / "home"))
     assert said.endswith(
         "dagster.yaml: No such file or directory. Run this in the project's folder, and see who owns DAGSTER_HOME.\n"
     )

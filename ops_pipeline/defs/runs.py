@@ -13,11 +13,15 @@ from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
+    MAX_RUNTIME_SECONDS_TAG,
     PARTITION_NAME_TAG,
+    PRIORITY_TAG,
 )
 
 JOB_TAG = "ops_pipeline/job"
 """Limits every job to one run at a time, by `tag_concurrency_limits` in dagster.yaml."""
+MAX_RUNTIME_SECONDS = 900
+"""A month of 5 million calls takes a minute. A run whose process was killed looks alive until this is over."""
 
 UNFINISHED = [
     DagsterRunStatus.QUEUED,
@@ -58,10 +62,22 @@ def keys_in_backfills(instance: DagsterInstance, asset: AssetKey) -> set[str]:
 
 
 def range_request(
-    job_name: str, first: str, last: str, *, run_config: Mapping[str, Any] | None = None, run_key: str | None = None
+    job_name: str,
+    first: str,
+    last: str,
+    *,
+    run_config: Mapping[str, Any] | None = None,
+    run_key: str | None = None,
+    priority: int = 0,
 ) -> RunRequest:
     """Ask for one run over a range of partitions, both ends included."""
-    tags = {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last, JOB_TAG: job_name}
+    tags = {
+        ASSET_PARTITION_RANGE_START_TAG: first,
+        ASSET_PARTITION_RANGE_END_TAG: last,
+        JOB_TAG: job_name,
+        PRIORITY_TAG: str(priority),
+        MAX_RUNTIME_SECONDS_TAG: str(MAX_RUNTIME_SECONDS),
+    }
     return RunRequest(run_key=run_key, job_name=job_name, run_config=run_config or {}, tags=tags)
 
 

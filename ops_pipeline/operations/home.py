@@ -6,27 +6,34 @@ of Dagster need.
 
 from __future__ import annotations
 
-import shlex
+import json
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, inspect, text
 
-from ops_pipeline.database.engine import connect, writing
-from ops_pipeline.settings import Settings
+from ops_pipeline.database.engine import connect, where, writing
+from ops_pipeline.settings import DEFAULT_START, Settings
 
+OUR_INSTANCE = "# Dagster's instance for one machine"
 DAGSTER_SCHEMA = "dagster"
 """Dagster's tables stay out of the way of ours, and of each other's `alembic_version`."""
 
 
-def prepare_home(settings: Settings, project: Path, first_hour: Callable[[Engine], datetime]) -> str:
-    """Write the instance file into DAGSTER_HOME and return shell `export` lines for Dagster's processes.
+def prepare_home(settings: Settings, project: Path, first_hour: Callable[[Engine], datetime]) -> dict[str, str]:
+    """Write the instance file into DAGSTER_HOME and return the variables that Dagster's processes need besides.
+
+    A dagster.yaml that is not ours stays. The first partition is remembered per database: partitions must not move
+    when old calls are pruned, and another database has another first call.
 
     Args:
         settings: the environment.
         project: the folder with `dagster.yaml` and `deploy/`.
         first_hour: tells the first partition when MODEL_CALL_STATS_START does not.
+
+    Returns:
+        Variables by name; one of them holds a password and must not be shown.
 
     Raises:
         DatabaseProblem: the operations database cannot be used.
@@ -40,20 +47,31 @@ def prepare_home(settings: Settings, project: Path, first_hour: Callable[[Engine
         if engine.dialect.name == "postgresql":
             instance = project / "deploy" / "postgres" / "dagster.yaml"
             exports["DAGSTER_POSTGRES_URL"] = _dagster_url(engine)
-        (home / "dagster.yaml").write_text(instance.read_text())
-        if "model_call_stats_start" not in settings.model_fields_set:
+        _write_instance(home / "dagster.yaml", instance.read_text())
+        if settings.model_call_stats_start == DEFAULT_START:
             exports["MODEL_CALL_STATS_START"] = _remembered_start(home, engine, first_hour)
     finally:
         engine.dispose()
-    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in exports.items())
+    return exports
+
+
+def _write_instance(file: Path, content: str) -> None:
+    if not file.exists() or file.read_text().startswith(OUR_INSTANCE):
+        file.write_text(content)
 
 
 def _remembered_start(home: Path, engine: Engine, first_hour: Callable[[Engine], datetime]) -> str:
-    """The first partition, kept in a file: partitions must not move when old calls are pruned."""
-    file = home / "model_call_stats_start"
-    if not file.exists():
-        file.write_text(first_hour(engine).isoformat())
-    return file.read_text().strip()
+    """The first partition of this database, as it was when first asked for."""
+    file = home / "model_call_stats_start.json"
+    remembered: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
+    database = where(engine)
+    if database not in remembered:
+        remembered[database] = first_hour(engine).isoformat()
+        # Written beside and renamed: a start killed here must not leave half a file.
+        beside = file.with_suffix(".new")
+        beside.write_text(json.dumps(remembered, indent=1))
+        beside.replace(file)
+    return remembered[database]
 
 
 def _dagster_url(engine: Engine) -> str:
@@ -62,6 +80,8 @@ def _dagster_url(engine: Engine) -> str:
     Under SQLAlchemy 2.1 a plain `postgresql://` means psycopg 3, on which Dagster's NOTIFY fails.
     """
     with writing(engine) as connection:
-        connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {DAGSTER_SCHEMA}"))
+        # Looked for first: CREATE SCHEMA IF NOT EXISTS needs the right to create even where the schema exists.
+        if not inspect(connection).has_schema(DAGSTER_SCHEMA):
+            connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {DAGSTER_SCHEMA}"))
     url = engine.url.set(drivername="postgresql+psycopg2")
     return url.update_query_dict({"options": f"-csearch_path={DAGSTER_SCHEMA}"}).render_as_string(hide_password=False)

@@ -13,13 +13,14 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, exists, select, update
+from sqlalchemy import Connection, Engine, delete, exists, select
 from sqlalchemy.exc import SQLAlchemyError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from ops_pipeline.database.engine import database_now, reading, rewriting, writing
+from ops_pipeline.database.engine import database_now, rewriting
 from ops_pipeline.database.errors import Conflict, DatabaseProblem, Unreachable
 from ops_pipeline.database.replace import Replaced, insert_rows, replace_rows, upsert
+from ops_pipeline.usage.attempts import attempted, begin_attempt, forgive_attempt, record_failures
 from ops_pipeline.usage.hours import Window, chunks_of, hour_text, windows_of
 from ops_pipeline.usage.statements import (
     ANOMALIES,
@@ -130,13 +131,18 @@ def aggregate(engine: Engine, hours: Iterable[datetime], policy: Policy) -> Iter
         Unreachable: the database cannot be used; hours already yielded stay done.
     """
     wanted = sorted(set(hours))
-    for window in chunks_of(wanted, alone=_attempted(engine, wanted)):
+    for window in chunks_of(wanted, alone=attempted(engine, wanted)):
         if not policy.dry_run:
-            _with_retries(_begin_attempt, engine, window)
+            _with_retries(begin_attempt, engine, window)
         started = time.perf_counter()
-        result = _halving(engine, window, policy)
+        try:
+            result = _halving(engine, window, policy)
+        except Unreachable:
+            if not policy.dry_run:
+                forgive_attempt(engine, window)
+            raise
         if not policy.dry_run:
-            _with_retries(_record_failures, engine, result.failures)
+            _with_retries(record_failures, engine, {one.hour: one.error for one in result.failures})
         yield ChunkResult(window, result.hours, result.failures, result.replaced, time.perf_counter() - started)
 
 
@@ -150,7 +156,9 @@ def _halving(engine: Engine, window: Window, policy: Policy) -> ChunkResult:
         return ChunkResult(window, failures=tuple(HourFailure(hour, str(error)) for hour in window))
     except (DatabaseProblem, SQLAlchemyError, RollUpMismatch) as error:
         if len(window) == 1:
-            failure = HourFailure(window.start, str(error), isinstance(error, RollUpMismatch))
+            # Of an error that nobody translated, the first line: the statement follows.
+            reason = str(error).partition("\n")[0]
+            failure = HourFailure(window.start, reason, isinstance(error, RollUpMismatch))
             return ChunkResult(window, failures=(failure,))
     middle = window.start + (window.end - window.start) * (len(window) // 2) / len(window)
     first = _halving(engine, Window(window.start, middle), policy)
@@ -320,31 +328,3 @@ def _mark_done(
 
 def _rows_by_hour(connection: Connection, statement: Any) -> dict[datetime, Mapping[str, Any]]:
     return {row["hour"]: row for row in connection.execute(statement).mappings()}
-
-
-def _attempted(engine: Engine, hours: Sequence[datetime]) -> set[datetime]:
-    """Hours of which an earlier attempt failed or was killed: each gets a transaction of its own."""
-    if not hours:
-        return set()
-    with reading(engine) as connection:
-        return set(connection.scalars(select(usage_hour_attempts.c.hour)))
-
-
-def _begin_attempt(engine: Engine, window: Window) -> None:
-    """Count an attempt before it is made, in a transaction of its own, so that even a killed process leaves a trace."""
-    with writing(engine) as connection:
-        now = database_now(connection)
-        rows = [{"hour": hour, "attempts": 1, "attempted_at": now} for hour in window]
-        upsert(connection, usage_hour_attempts, rows, added=("attempts",))
-
-
-def _record_failures(engine: Engine, failures: Sequence[HourFailure]) -> None:
-    if not failures:
-        return
-    with writing(engine) as connection:
-        for failure in failures:
-            connection.execute(
-                update(usage_hour_attempts)
-                .where(usage_hour_attempts.c.hour == failure.hour)
-                .values(error=failure.error[:1000])
-            )

@@ -155,12 +155,14 @@ def plan_catch_up(
     Args:
         missing: the hours that lack, in any order.
         in_flight: hours of runs that are queued or running.
-        attempts: failed attempts per hour so far.
+        attempts: failed attempts per hour so far, of hours that lack and of others.
         max_attempts: an hour that failed so often is given up until somebody runs it by hand.
         max_range_hours: the longest range of one run.
     """
-    given_up = sorted(hour for hour in missing if attempts.get(hour, 0) >= max_attempts)
-    barred = set(in_flight) | set(given_up)
+    hopeless = {hour for hour, count in attempts.items() if count >= max_attempts}
+    given_up = sorted(hopeless.intersection(missing))
+    # Hours that are there and whose renewal failed too often are not bridged either: the run would try them again.
+    barred = set(in_flight) | hopeless
     wanted = sorted((hour for hour in set(missing) if hour not in barred), reverse=True)
     ranges: list[Window] = []
     for hour in wanted:

@@ -127,7 +127,8 @@ def look_for_late_calls(connection: Connection, cursor: LateCursor, policy: Late
     candidates = sorted(_known(connection, touched, policy) | swept, reverse=True)
     if cursor.compare_next is not None:
         # Hours that stay late, because the guard refuses them, must not keep the others from being compared.
-        candidates.sort(key=lambda hour: hour >= cursor.compare_next)
+        compared_before = cursor.compare_next
+        candidates.sort(key=lambda hour: hour >= compared_before)
     compared, waiting = candidates[:COMPARED_AT_ONCE], frozenset(candidates[COMPARED_AT_ONCE:])
     stale = compare(connection, compared)
     return Late(

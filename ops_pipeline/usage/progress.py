@@ -87,6 +87,12 @@ def done_hours(connection: Connection) -> dict[datetime, str]:
     return {row.hour: row.state for row in connection.execute(select(usage_hours.c.hour, usage_hours.c.state))}
 
 
+def recent_anomalies(connection: Connection, since: datetime) -> dict[datetime, dict[str, int]]:
+    """The anomalies counted in hours from `since` on, by hour; hours without any are left out."""
+    rows = connection.execute(select(usage_hours.c.hour, usage_hours.c.anomalies).where(usage_hours.c.hour >= since))
+    return {row.hour: row.anomalies for row in rows if row.anomalies}
+
+
 def future_calls(connection: Connection, now: datetime) -> int:
     """Calls that no hour holds so far: they claim to have begun after the present one, or at no readable time."""
     called = model_calls.c.called_at

@@ -242,7 +242,15 @@ class Due:
     reports: tuple[date, ...]
 
 
-def read_due(connection: Connection, *, today: date, waiting: Collection[datetime], report_days: int) -> Due:
+def read_due(
+    connection: Connection,
+    *,
+    today: date,
+    waiting: Collection[datetime],
+    report_days: int,
+    start: date = date.min,
+    days_rest: bool = False,
+) -> Due:
     """Which closed days, which months and which reports are out of date.
 
     Args:
@@ -250,6 +258,8 @@ def read_due(connection: Connection, *, today: date, waiting: Collection[datetim
         today: the current UTC day, which is not rolled up.
         waiting: hours that are still to be aggregated; a day waits for its own.
         report_days: for how many days back reports are made without being asked for.
+        start: the day of the first partition; older ones are left as they are.
+        days_rest: days are left alone for now because they failed; their months do not wait for them then.
     """
     day = utc_day(usage_hours.c.hour)
     by_hours = select(day.label("first"), integer_sum(usage_hours.c.revision).label("revision")).group_by(day)
@@ -257,10 +267,11 @@ def read_due(connection: Connection, *, today: date, waiting: Collection[datetim
     by_days = select(month.label("first"), integer_sum(usage_days.c.revision).label("revision")).group_by(month)
     days = _changed(connection, by_hours, usage_days)
     not_yet = {hour.date() for hour in waiting} | {today}
-    due_days = tuple(one for one in days if one not in not_yet and one < today)
-    busy = {one.replace(day=1) for one in due_days}
-    due_months = tuple(one for one in _changed(connection, by_days, usage_months) if one not in busy)
-    oldest = today - report_days * DAY
+    due_days = tuple(one for one in days if one not in not_yet and start <= one < today)
+    busy = set() if days_rest else {one.replace(day=1) for one in due_days}
+    months = _changed(connection, by_days, usage_months)
+    due_months = tuple(one for one in months if one not in busy and next_month(one) > start)
+    oldest = max(today - report_days * DAY, start)
     stale = usage_days.c.reported_revision.is_distinct_from(usage_days.c.revision)
     reports = select(usage_days.c.day).where(usage_days.c.day >= oldest, usage_days.c.state != "partial", stale)
     due_reports = tuple(one for one in connection.scalars(reports.order_by(usage_days.c.day)) if one not in due_days)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,19 +21,13 @@ LATER = datetime(2026, 3, 9, 7, tzinfo=UTC)
 
 
 def prepare(home: Path, url: str = "", first: datetime = FIRST, **settings: object) -> dict[str, str]:
-    """The variables that a shell has after it evaluated what `prepare_home` says."""
+    """The variables that Dagster's processes get."""
 
     def first_hour(engine: Engine) -> datetime:
         with engine.connect():
             return first
 
-    exports = prepare_home(load_settings(dagster_home=home, database_url=url, **settings), PROJECT, first_hour)
-    script = 'eval "$1"; printf "%s\\n" "${MODEL_CALL_STATS_START-}" "${DAGSTER_POSTGRES_URL-}"'
-    environment = {"PATH": "/usr/bin:/bin"}
-    shell = subprocess.run(["bash", "-c", script, "-", exports], env=environment, capture_output=True, check=True)
-    assert shell.stderr == b""
-    values = zip(("MODEL_CALL_STATS_START", "DAGSTER_POSTGRES_URL"), shell.stdout.decode().splitlines(), strict=True)
-    return {name: value for name, value in values if value}
+    return prepare_home(load_settings(dagster_home=home, database_url=url, **settings), PROJECT, first_hour)
 
 
 def test_an_embedded_deployment_gets_dagsters_file_and_its_first_hour(tmp_path: Path) -> None:
@@ -52,7 +45,7 @@ def test_the_first_hour_is_remembered_when_the_oldest_calls_are_gone(tmp_path: P
 def test_a_first_hour_from_the_environment_is_left_to_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MODEL_CALL_STATS_START", "2026-02-01T00:00Z")
     assert prepare(tmp_path / "home") == {}
-    assert not (tmp_path / "home" / "model_call_stats_start").exists()
+    assert not (tmp_path / "home" / "model_call_stats_start.json").exists()
 
 
 def test_what_is_remembered_can_be_read_as_the_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -62,7 +55,7 @@ def test_what_is_remembered_can_be_read_as_the_setting(monkeypatch: pytest.Monke
 
 def test_a_changed_file_of_the_project_reaches_the_home_at_the_next_start(tmp_path: Path) -> None:
     prepare(tmp_path)
-    (tmp_path / "dagster.yaml").write_text("# of an older release")
+    (tmp_path / "dagster.yaml").write_text("# Dagster's instance for one machine, of an older release")
     prepare(tmp_path)
     assert (tmp_path / "dagster.yaml").read_text() == (PROJECT / "dagster.yaml").read_text()
 
@@ -118,3 +111,36 @@ def test_a_database_that_cannot_be_used_is_told_before_dagster_starts(
         prepare(tmp_path, postgres_server.url("nowhere"))
     with pytest.raises(DatabaseProblem, match="unable to open database file"):
         prepare(tmp_path, f"sqlite:///{tmp_path}/missing/x.db")
+
+
+def test_each_database_has_its_own_first_hour(tmp_path: Path) -> None:
+    """A folder first used with the embedded database metered another one only from that one's first call on."""
+    assert prepare(tmp_path, first=LATER)["MODEL_CALL_STATS_START"] == LATER.isoformat()
+    other = f"sqlite:///{tmp_path}/other.db"
+    assert prepare(tmp_path, other, first=FIRST)["MODEL_CALL_STATS_START"] == FIRST.isoformat()
+    assert prepare(tmp_path, first=FIRST)["MODEL_CALL_STATS_START"] == LATER.isoformat()
+
+
+def test_an_instance_file_of_the_operators_own_stays(tmp_path: Path) -> None:
+    (tmp_path / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    prepare(tmp_path)
+    assert (tmp_path / "dagster.yaml").read_text() == "telemetry:\n  enabled: false\n"
+    (tmp_path / "dagster.yaml").write_text("# Dagster's instance for one machine, of an older version\n")
+    prepare(tmp_path)
+    assert (tmp_path / "dagster.yaml").read_text() == (PROJECT / "dagster.yaml").read_text()
+
+
+def test_a_schema_that_someone_else_made_is_enough(postgres_server: PostgresServer) -> None:
+    """CREATE SCHEMA IF NOT EXISTS needs the right to create even where there is nothing to create."""
+    url = make_url(postgres_server.new_database())
+    database = str(url.database)
+    postgres_server.execute("CREATE ROLE lowly LOGIN", database)
+    postgres_server.execute(f"CREATE SCHEMA {DAGSTER_SCHEMA} AUTHORIZATION lowly", database)
+    try:
+        engine = connect(url.set(username="lowly").render_as_string(hide_password=False))
+        with writing(engine) as connection:
+            assert inspect(connection).has_schema(DAGSTER_SCHEMA)
+        engine.dispose()
+    finally:
+        postgres_server.execute(f"DROP SCHEMA {DAGSTER_SCHEMA}", database)
+        postgres_server.execute("DROP ROLE lowly", database)

@@ -239,6 +239,17 @@ def test_an_hour_done_before_keeps_its_numbers_when_it_fails_now(engine: Engine)
     assert_rolled_up(engine, calls)
 
 
+def test_a_key_too_long_for_the_index_fails_its_hour_with_a_line_that_says_so(postgres_engine: Engine) -> None:
+    """A prompt had been written into the user's column."""
+    calls = day_of_calls(postgres_engine)
+    write(postgres_engine, call(DAY[5], user_id="".join(chr(33 + (number * number) % 8191) for number in range(4000))))
+    (failure,) = failures(run(postgres_engine, *DAY))
+    assert failure.hour == DAY[5]
+    assert "index row" in failure.error
+    assert "\n" not in failure.error
+    assert_rolled_up(postgres_engine, [one for one in calls if one["called_at"].hour != 5])
+
+
 def test_credits_that_are_no_number_fail_their_hour_with_a_clear_message(postgres_engine: Engine) -> None:
     """PostgreSQL's numeric knows NaN, and a sum with it is NaN: equal to nothing, itself included."""
     day_of_calls(postgres_engine)
@@ -275,6 +286,14 @@ def test_a_roll_up_that_does_not_add_up_is_not_kept(engine: Engine) -> None:
     assert DAY[3] not in {row["hour"] for row in rows(engine, hourly_model_latency)}
     assert len(rows(engine, usage_hours)) == 23
     assert totals(engine)["calls"] == len(calls) - 2
+
+
+@pytest.mark.parametrize("hour", [NOON + timedelta(minutes=30), NOON.replace(tzinfo=None)], ids=str)
+def test_what_is_no_whole_utc_hour_is_refused_before_anything_is_done(engine: Engine, hour: datetime) -> None:
+    write(engine, call())
+    with pytest.raises(ValueError, match=r"no range of whole UTC hours|no time zone"):
+        run(engine, hour)
+    assert not any(contents(engine).values())
 
 
 # The database fails
@@ -405,8 +424,8 @@ def test_a_dry_run_shows_what_would_be_refused(engine: Engine) -> None:
 
 def test_an_attempt_that_is_not_finished_leaves_a_trace(engine: Engine) -> None:
     """A process that was killed while it worked at an hour must not be asked for the same for ever."""
-    module._begin_attempt(engine, module.Window(DAY[0], DAY[2]))
-    module._begin_attempt(engine, module.Window(DAY[1], DAY[3]))
+    module.begin_attempt(engine, module.Window(DAY[0], DAY[2]))
+    module.begin_attempt(engine, module.Window(DAY[1], DAY[3]))
     assert attempts(engine) == {DAY[0]: 1, DAY[1]: 2, DAY[2]: 1}
     assert [len(chunk.window) for chunk in run(engine, *DAY[:5])] == [1, 1, 1, 2]
     assert attempts(engine) == {}

@@ -588,10 +588,11 @@ def test_a_report_is_due_when_its_day_changed_since(engine: Engine) -> None:
     assert revision is not None
     mark_reported(engine, FIRST, revision)
     assert due(engine, report_days=60).reports == (FIRST + DAY,)
-    change(engine, calls[0], input_tokens=5)
-    run(engine, ORIGIN)
-    # First the day, then its report.
-    assert due(engine, report_days=60).reports == (FIRST + DAY,)
+    for one in (calls[0], calls[30]):
+        change(engine, one, input_tokens=5)
+        run(engine, one["called_at"])
+    # First the days, then their reports.
+    assert due(engine, report_days=60).reports == ()
     settle(engine)
     assert due(engine, report_days=60).reports == (FIRST, FIRST + DAY)
 

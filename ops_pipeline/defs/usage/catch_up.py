@@ -59,12 +59,13 @@ def hours_in_flight(instance: DagsterInstance) -> set[datetime]:
     return hours
 
 
-def hour_requests(windows: Sequence[Window], tick: datetime | None = None) -> list[RunRequest]:
+def hour_requests(windows: Sequence[Window], tick: datetime | None = None, *, priority: int = 0) -> list[RunRequest]:
     """One run per window, which leaves alone the hours that need nothing.
 
     Args:
         windows: what to run.
         tick: the time of a schedule's tick, which makes its run keys unique; sensors ask without keys.
+        priority: of the runs in the queue; higher ones overtake.
     """
     return [
         range_request(
@@ -73,6 +74,7 @@ def hour_requests(windows: Sequence[Window], tick: datetime | None = None) -> li
             hour_key(window.end - HOUR),
             run_config=ONLY_NEEDED,
             run_key=f"{tick.isoformat()} {window}" if tick else None,
+            priority=priority,
         )
         for window in windows
     ]

@@ -3,8 +3,9 @@
 What belongs here: translation between a Dagster run and `usage.aggregate`.
 """
 
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from dagster import (
@@ -33,12 +34,13 @@ from ops_pipeline.settings import Settings
 from ops_pipeline.usage.aggregate import ChunkResult, HourResult, Policy, aggregate
 from ops_pipeline.usage.hours import hour_text
 from ops_pipeline.usage.late import compare
-from ops_pipeline.usage.progress import future_calls
+from ops_pipeline.usage.progress import future_calls, recent_anomalies
 from ops_pipeline.usage.statements import ANOMALIES
 
 NAME = "hourly_model_usage"
 TOTALS_CHECK = "totals_match_raw_calls"
 ANOMALY_CHECK = "no_absurd_values"
+SHOWN_ANOMALIES = timedelta(days=7)
 
 DESCRIPTION = """\
 Calls, tokens, credits and timings per hour, user, app, provider, model and type, summed from `model_calls`.
@@ -106,8 +108,10 @@ def hourly_asset(settings: Settings, partitions: UsagePartitions) -> AssetsDefin
                     yield AssetMaterialization(NAME, partition=hour_key(hour.hour), metadata=_metadata(hour, chunk))
         if config.dry_run:
             yield AssetObservation(NAME, description="Dry run: nothing was kept.", metadata={"plan": _plan(chunks)})
+        with reading(database.engine) as connection:
+            anomalies = recent_anomalies(connection, started - SHOWN_ANOMALIES)
         yield _totals_check(chunks)
-        yield _anomaly_check(chunks, future)
+        yield _anomaly_check(chunks, anomalies, future)
         outcome = _outcome(chunks, unchanged=len(asked) - len(wanted))
         if not config.dry_run:
             record_outcome(
@@ -125,13 +129,7 @@ def hourly_asset(settings: Settings, partitions: UsagePartitions) -> AssetsDefin
 
 def _without_models(chunk: ChunkResult) -> ChunkResult:
     """Keep what the end of the run needs; the models' tables of 8,784 hours would not be small."""
-    hours = tuple(
-        HourResult(
-            hour.hour, hour.calls, hour.processing, hour.users, hour.tokens, hour.credits, hour.rows, hour.anomalies, ()
-        )
-        for hour in chunk.hours
-    )
-    return ChunkResult(chunk.window, hours, chunk.failures, chunk.replaced, chunk.seconds)
+    return replace(chunk, hours=tuple(replace(hour, models=()) for hour in chunk.hours))
 
 
 def _metadata(hour: HourResult, chunk: ChunkResult) -> dict[str, Any]:
@@ -179,10 +177,14 @@ def _totals_check(chunks: Sequence[ChunkResult]) -> AssetCheckResult:
     )
 
 
-def _anomaly_check(chunks: Sequence[ChunkResult], future: int) -> AssetCheckResult:
-    counts = {
-        name: sum(hour.anomalies.get(name, 0) for chunk in chunks for hour in chunk.hours) for name in ANOMALIES
-    } | {"future_calls": future}
+def _anomaly_check(
+    chunks: Sequence[ChunkResult], recent: Mapping[datetime, Mapping[str, int]], future: int
+) -> AssetCheckResult:
+    """Anomalies of this run's hours and of all recent ones, so that the next hour does not hide the last one's."""
+    hours = dict(recent) | {hour.hour: hour.anomalies for chunk in chunks for hour in chunk.hours}
+    counts = {name: sum(counts.get(name, 0) for counts in hours.values()) for name in ANOMALIES} | {
+        "future_calls": future
+    }
     return AssetCheckResult(
         check_name=ANOMALY_CHECK,
         passed=not any(counts.values()),

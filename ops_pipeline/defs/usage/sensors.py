@@ -4,6 +4,7 @@ What belongs here: evaluation of these sensors. The rules are in `usage.late` an
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
 from dagster import (
@@ -30,11 +31,13 @@ from ops_pipeline.defs.usage.rollups import DAILY, MONTHLY
 from ops_pipeline.settings import Settings
 from ops_pipeline.usage.hours import CatchUp, floor_hour, plan_catch_up
 from ops_pipeline.usage.late import Late, LateCursor, LatePolicy, look_for_late_calls
-from ops_pipeline.usage.progress import failed_attempts, read_missing
+from ops_pipeline.usage.progress import failed_attempts, first_wanted_hour, read_missing
 from ops_pipeline.usage.rollups import read_due
 
 LOOK_SECONDS = 20
-"""A look every 20 s, the queue's 5 s and a run of 3 s leave a late call half a minute behind at worst."""
+"""A look every 20 s, the queue's 2 s and a run of 3 s leave a late call half a minute behind at worst."""
+LATE_PRIORITY = 10
+"""Late calls overtake the ranges of a long catch-up in the queue."""
 MAX_DAYS_PER_RUN = 366
 
 
@@ -44,7 +47,6 @@ def late_model_calls_sensor(settings: Settings, job: UnresolvedAssetJobDefinitio
         overlap=settings.late_overlap(),
         sweep_every=timedelta(seconds=settings.late_model_calls_sweep_seconds),
         sweep_hours=settings.late_model_calls_sweep_hours,
-        pruned_before=settings.model_calls_pruned_before,
     )
     limits = catch_up_policy(settings)
 
@@ -57,7 +59,12 @@ def late_model_calls_sensor(settings: Settings, job: UnresolvedAssetJobDefinitio
     )
     def sense(context: SensorEvaluationContext, database: OperationsDatabase) -> SensorResult:
         with reading(database.engine) as connection:
-            late = look_for_late_calls(connection, LateCursor.load(context.cursor), policy)
+            # Before the first partition, or the first call that was not pruned, no hour can be made again.
+            first = max(
+                first_wanted_hour(connection, limits.start) or limits.start, limits.pruned_before or limits.start
+            )
+            looked = replace(policy, pruned_before=first)
+            late = look_for_late_calls(connection, LateCursor.load(context.cursor), looked)
             plan = plan_catch_up(
                 list(late.stale),
                 in_flight=hours_in_flight(context.instance) if late.stale else (),
@@ -66,7 +73,7 @@ def late_model_calls_sensor(settings: Settings, job: UnresolvedAssetJobDefinitio
                 max_range_hours=limits.max_range_hours,
             )
         rest = rest_text(context.instance, NAME) if plan.ranges else None
-        requests = [] if rest else hour_requests(plan.ranges)
+        requests = [] if rest else hour_requests(plan.ranges, priority=LATE_PRIORITY)
         skip = None if requests else SkipReason(rest or _late_text(late, plan))
         return SensorResult(run_requests=requests, skip_reason=skip, cursor=late.cursor.dump())
 
@@ -104,7 +111,14 @@ def usage_rollups_sensor(settings: Settings, jobs: Sequence[UnresolvedAssetJobDe
         with reading(database.engine) as connection:
             given_up = {hour for hour, count in failed_attempts(connection).items() if count >= policy.max_attempts}
             waiting = set(read_missing(connection, policy, floor_hour(now))) - given_up
-            due = read_due(connection, today=now.date(), waiting=waiting, report_days=settings.usage_report_days)
+            due = read_due(
+                connection,
+                today=now.date(),
+                waiting=waiting,
+                report_days=settings.usage_report_days,
+                start=policy.start.date(),
+                days_rest=rest_text(context.instance, DAILY) is not None,
+            )
         requests: list[RunRequest] = []
         reasons: list[str] = []
         for asset, dates in ((DAILY, due.days), (MONTHLY, due.months), (REPORT, due.reports)):
