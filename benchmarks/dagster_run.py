@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from benchmarks.child import peak_bytes
 from benchmarks.report import Reading
 from benchmarks.scene import Scene
 from ops_pipeline.defs.usage.partitions import hour_key
+from ops_pipeline.operations.home import prepare_home
+from ops_pipeline.settings import load_settings
 from ops_pipeline.usage.hours import HOUR
 
 PROJECT = Path(__file__).parent.parent
@@ -82,19 +83,19 @@ def _watched(command: Sequence[Path | str], home: Path, environment: dict[str, s
 
 
 def _environment(scene: Scene, home: Path, storage: str) -> dict[str, str]:
-    """Dagster's variables, prepared by the same command as for `make run`."""
-    environment = {
-        **os.environ,
-        "DAGSTER_HOME": str(home),
-        "DATABASE_URL": scene.database.url,
-        "MODEL_CALL_STATS_START": scene.window.start.isoformat(),
-    }
-    exports = _output([COMMANDS / "ops-pipeline", "home"], environment)
-    for name, value in re.findall(r"^export (\w+)=(.*)$", exports, re.MULTILINE):
-        environment[name] = shlex.split(value)[0]
+    """Dagster's variables, prepared as for `make run`."""
+    start = scene.window.start
+    settings = load_settings(dagster_home=home, database_url=scene.database.url, model_call_stats_start=start)
+    variables = prepare_home(settings, PROJECT, lambda _: start)
     if storage == "sqlite":
         (home / "dagster.yaml").write_text((PROJECT / "dagster.yaml").read_text())
-    return environment
+    return {
+        **os.environ,
+        **variables,
+        "DAGSTER_HOME": str(home),
+        "DATABASE_URL": scene.database.url,
+        "MODEL_CALL_STATS_START": start.isoformat(),
+    }
 
 
 def _output(command: Sequence[Path | str], environment: dict[str, str]) -> str:

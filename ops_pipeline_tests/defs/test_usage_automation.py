@@ -11,8 +11,10 @@ from dagster._core.test_utils import create_run_for_test
 from sqlalchemy import Engine, delete, insert, update
 
 from ops_pipeline.database.engine import writing
+from ops_pipeline.defs.interrupted import fail_interrupted_runs
 from ops_pipeline.defs.runs import rest_after
 from ops_pipeline.defs.usage.catch_up import last_tick
+from ops_pipeline.defs.usage.partitions import hour_key
 from ops_pipeline.usage.hours import HOUR, floor_hour
 from ops_pipeline.usage.tables import (
     daily_model_usage,
@@ -280,3 +282,84 @@ def test_a_job_that_cannot_succeed_is_left_alone_longer_and_longer(
     for _ in range(2):
         assert home.run_requests(home.sense("usage_rollups_sensor").run_requests or []) == [False]
     assert "The last runs of daily_model_usage_job failed" in text(home.sense("usage_rollups_sensor"))
+
+
+def test_a_run_whose_process_is_gone_does_not_hold_up_its_job(engine: Engine, instance: DagsterInstance) -> None:
+    """After a power cut the run looked alive for an hour, every tick said "queued or running", and all was green."""
+    write(engine, call(at("2026-03-10 11:30")))
+    home = deployment(engine, instance)
+    tags = {ASSET_PARTITION_RANGE_START_TAG: "2026-03-10-11:00", ASSET_PARTITION_RANGE_END_TAG: "2026-03-10-11:00"}
+    dead = create_run_for_test(instance, HOURS, status=DagsterRunStatus.STARTED, tags=tags)
+    assert skipped(home.tick(SCHEDULE, at("2026-03-10 12:00"))) == "1 hours are queued or running."
+    assert fail_interrupted_runs(instance) == 1
+    run = instance.get_run_by_id(dead.run_id)
+    assert run is not None and run.status == DagsterRunStatus.FAILURE
+    assert ranges(home.tick(SCHEDULE, at("2026-03-10 12:00"))) == [("2026-03-10-11:00", "2026-03-10-11:00")]
+
+
+def test_every_range_run_has_an_end(engine: Engine, instance: DagsterInstance) -> None:
+    write(engine, call(at("2026-03-10 11:30")))
+    requests = deployment(engine, instance).tick(SCHEDULE, at("2026-03-10 12:00"))
+    assert isinstance(requests, list)
+    assert [request.tags["dagster/max_runtime"] for request in requests] == ["900"]
+
+
+def test_late_calls_overtake_a_long_catch_up(engine: Engine, instance: DagsterInstance) -> None:
+    late = call(at("2026-03-10 11:30"))
+    write(engine, late)
+    home = deployment(engine, instance)
+    catch_up = home.tick(SCHEDULE, at("2026-03-10 12:00"))
+    assert isinstance(catch_up, list) and home.run_requests(catch_up) == [True]
+    with writing(engine) as connection:
+        connection.execute(update(model_calls).where(model_calls.c.id == late["id"]).values(input_tokens=11))
+    sensed = home.sense("late_model_calls_sensor").run_requests or []
+    assert int(sensed[0].tags["dagster/priority"]) > int(catch_up[0].tags["dagster/priority"])
+
+
+def test_a_start_that_was_moved_later_leaves_the_older_hours_alone(engine: Engine, instance: DagsterInstance) -> None:
+    """Runs for hours before the first partition died before they counted as attempts, again and again."""
+    write(engine, call(at("2026-03-10 09:30")), call(at("2026-03-12 09:30")))
+    older = deployment(engine, instance, usage_report_days=0)
+    assert older.run(HOURS, "2026-03-10-09:00", "2026-03-12-23:00").success
+    with writing(engine) as connection:
+        connection.execute(update(model_calls).values(input_tokens=11))
+    newer = deployment(engine, instance, usage_report_days=0, model_call_stats_start=at("2026-03-12 00:00"))
+    assert ranges(list(newer.sense("late_model_calls_sensor").run_requests or [])) == [
+        ("2026-03-12-09:00", "2026-03-12-09:00")
+    ]
+    sensed = newer.sense("usage_rollups_sensor").run_requests or []
+    assert ranges(list(sensed)) == [("2026-03-12", "2026-03-12")]
+
+
+def test_a_day_that_cannot_be_summed_does_not_hold_up_its_month(engine: Engine, instance: DagsterInstance) -> None:
+    huge = [call(at(f"2026-03-10 {hour}:30"), input_tokens=2**62) for hour in ("09", "10", "11")]
+    write(engine, *huge, call(at("2026-03-11 09:30")))
+    home = deployment(engine, instance, usage_report_days=0)
+    assert home.run(HOURS, "2026-03-10-09:00", "2026-03-11-23:00").success
+    for _ in range(2):
+        assert home.run_requests(home.sense("usage_rollups_sensor").run_requests or []) == [False]
+    requests = home.sense("usage_rollups_sensor").run_requests or []
+    assert [request.job_name for request in requests] == ["monthly_model_usage_job"]
+    assert home.run_requests(requests) == [True]
+    assert [row["state"] for row in rows(engine, usage_months)] == ["partial"]
+
+
+def test_an_hour_whose_renewal_failed_keeps_its_red_mark(engine: Engine, instance: DagsterInstance) -> None:
+    """Marked green again within a minute, a failure would have been seen by nobody."""
+    write(engine, call(at("2026-03-10 09:30")))
+    home = deployment(engine, instance)
+    assert home.run(HOURS, "2026-03-10-09:00").success
+    write(engine, *(call(at("2026-03-10 09:31"), input_tokens=2**62) for _ in range(3)))
+    assert not home.run(HOURS, "2026-03-10-09:00").success
+    home.sense("usage_partition_status_sensor")
+    assert home.materialized("hourly_model_usage") == []
+
+
+def test_the_next_hour_does_not_hide_what_was_odd_in_the_last(engine: Engine, instance: DagsterInstance) -> None:
+    now = floor_hour(datetime.now(UTC))
+    write(engine, call(now - 2 * HOUR, input_tokens=-5), call(now - HOUR))
+    home = deployment(engine, instance)
+    for hour in (now - 2 * HOUR, now - HOUR):
+        result = home.run(HOURS, hour_key(hour))
+        checks = {one.check_name: one.passed for one in result.get_asset_check_evaluations()}
+        assert checks == {"totals_match_raw_calls": True, "no_absurd_values": False}

@@ -18,7 +18,7 @@ from ops_pipeline.usage.tables import (
     usage_hours,
     usage_months,
 )
-from ops_pipeline_tests.integration.processes import Running, command, running, wait_for
+from ops_pipeline_tests.integration.processes import PROJECT, Running, command, running, wait_for
 from ops_pipeline_tests.servers import PostgresServer
 from ops_pipeline_tests.usage.calls import totals
 
@@ -83,6 +83,8 @@ def test_one_command_catches_up_follows_late_calls_and_goes_on_after_ctrl_c(data
     with running(home, DATABASE_URL=database_url) as deployment:
         wait_for(deployment, lambda: filled(deployment, names), 120, "hours, days, months and reports to be filled")
         assert totals(engine, daily_model_usage) == totals(engine, monthly_model_usage)
+        second = command(str(PROJECT / "scripts" / "run.sh"), home=home, DATABASE_URL=database_url)
+        assert second.returncode == 1 and "Another start still runs" in second.stderr
         late_call_reaches_everything(deployment, engine)
         backfill_of_a_range_is_one_run(deployment)
         assert deployment.stop() < 60

@@ -538,7 +538,7 @@ def test_rows_of_the_roll_up_that_were_lost_or_altered_are_mended(engine: Engine
 
 
 @given(arbitrary_calls(NOON, 30), st.randoms(), st.data())
-@examples(20)
+@examples(12)
 def test_roll_ups_hold_exactly_the_calls_in_any_order_of_aggregation(
     engine: Engine, calls: list[dict[str, Any]], random: Random, data: st.DataObject
 ) -> None:
@@ -567,7 +567,7 @@ def test_roll_ups_hold_exactly_the_calls_in_any_order_of_aggregation(
 
 
 @given(arbitrary_calls(NOON, 5), arbitrary_calls(NOON, 5), st.randoms())
-@examples(20)
+@examples(12)
 def test_aggregating_again_after_any_change_is_like_aggregating_for_the_first_time(
     engine: Engine, before: list[dict[str, Any]], added: list[dict[str, Any]], random: Random
 ) -> None:

@@ -307,8 +307,24 @@ def test_a_missing_table_stops_the_run_and_blames_no_hour(engine: Engine) -> Non
     with pytest.raises(Unreachable, match="ops-pipeline migrate"):
         next(working)
     assert len(rows(engine, usage_hours)) == 24
-    # Begun, not finished: counted, since a killed process looks the same.
-    assert attempts(engine) == {hour + timedelta(days=1): 1 for hour in DAY}
+    assert attempts(engine) == {}
+
+
+def test_a_broken_environment_does_not_use_up_the_attempts_of_hours(engine: Engine) -> None:
+    """A disk was full for an hour, and the hours that had tried to be done in it waited for a person ever after."""
+    odd = overflow_tokens(engine, DAY[7])
+    assert len(failures(run(engine, *DAY))) == 1
+    execute(engine, "ALTER TABLE hourly_model_latency RENAME TO elsewhere")
+    for _ in range(3):
+        with pytest.raises(Unreachable):
+            run(engine, *DAY)
+        assert attempts(engine) == {DAY[7]: 1}
+    execute(engine, "ALTER TABLE elsewhere RENAME TO hourly_model_latency")
+    assert [failure.hour for failure in failures(run(engine, *DAY))] == [DAY[7]]
+    assert attempts(engine) == {DAY[7]: 2}
+    remove(engine, *odd)
+    assert not failures(run(engine, *DAY))
+    assert attempts(engine) == {}
 
 
 def test_a_lost_connection_stops_the_run_and_the_next_one_goes_on(postgres_engine: Engine) -> None:
@@ -326,9 +342,9 @@ def test_a_lost_connection_stops_the_run_and_the_next_one_goes_on(postgres_engin
     with pytest.raises(Unreachable):
         run(postgres_engine, *DAY)
     assert rows(postgres_engine, usage_hours) == rows(postgres_engine, hourly_model_usage) == []
+    assert attempts(postgres_engine) == {}
     assert not failures(run(postgres_engine, *DAY))
     assert_rolled_up(postgres_engine, calls)
-    assert attempts(postgres_engine) == {}
 
 
 def test_a_transaction_that_lost_a_conflict_is_tried_again(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ def test_two_runs_of_the_same_hours_at_once_are_like_one(engine: Engine) -> None
     def work(own: Engine) -> None:
         failed.extend(failure for chunk in aggregate(own, DAYS, Policy()) for failure in chunk.failures)
 
-    for _ in range(4):
+    for _ in range(3):
         assert in_threads(*(lambda own=own: work(own) for own in others)) == []
         assert failed == []
         assert_rolled_up(engine, calls)

@@ -18,6 +18,9 @@ from ops_pipeline.usage.progress import first_wanted_hour, future_calls
 from ops_pipeline_tests.servers import PostgresServer
 from ops_pipeline_tests.usage.calls import at, backdate, call, run, write
 
+# One worker makes the month for all of them.
+pytestmark = pytest.mark.xdist_group("a month of calls")
+
 START = at("2026-03-01 00:00")
 MONTH = Window(START, START + 720 * HOUR)
 RECENT = LateCursor(looked_until=datetime.now(UTC) - timedelta(seconds=30), swept_at=datetime.now(UTC))

@@ -20,6 +20,7 @@ from ops_pipeline.usage.progress import (
     future_calls,
     read_catch_up,
     read_missing,
+    recent_anomalies,
 )
 from ops_pipeline.usage.tables import usage_hours
 from ops_pipeline_tests.usage.calls import NOON, at, call, change, erase, examples, execute, run, write
@@ -261,3 +262,11 @@ def test_a_call_at_an_impossible_time_is_counted(postgres_engine: Engine, moment
     statement = f"INSERT INTO model_calls (id, model, called_at) VALUES ('odd', 'gpt', '{moment}')"
     execute(postgres_engine, statement)
     assert future(postgres_engine, NOON) == 1
+
+
+def test_anomalies_of_recent_hours_are_read_from_what_was_counted(engine: Engine) -> None:
+    write(engine, call(NOON - HOUR, status="odd"), call(NOON), call(NOON + HOUR, type="odd", input_tokens=-1))
+    run(engine, NOON - HOUR, NOON, NOON + HOUR)
+    with reading(engine) as connection:
+        assert recent_anomalies(connection, NOON) == {NOON + HOUR: {"unknown_type": 1, "negative_value": 1}}
+        assert recent_anomalies(connection, NOON - HOUR)[NOON - HOUR] == {"unknown_status": 1}

@@ -63,17 +63,18 @@ FEBRUARY, MARCH = date(2026, 2, 1), date(2026, 3, 1)
 ROLL_UPS = (daily_model_usage, monthly_model_usage, usage_days, usage_months)
 
 
-def due(engine: Engine, today: date = TODAY, waiting: tuple[datetime, ...] = (), report_days: int = 0) -> Due:
+def due(engine: Engine, **facts: Any) -> Due:
     """What is out of date."""
+    given: dict[str, Any] = {"today": TODAY, "waiting": (), "report_days": 0} | facts
     with reading(engine) as connection:
-        return read_due(connection, today=today, waiting=waiting, report_days=report_days)
+        return read_due(connection, **given)
 
 
 def settle(engine: Engine, origin: datetime = ORIGIN, today: date = TODAY) -> list[date]:
     """Roll up whatever is due until nothing is, as the sensor does; returns what was rolled up, in order."""
     made: list[date] = []
     for _ in range(4):
-        found = due(engine, today)
+        found = due(engine, today=today)
         if not (found.days or found.months):
             return made
         for day in found.days:
@@ -226,7 +227,7 @@ def test_days_do_not_depend_on_the_zone_of_the_server(postgres_engine: Engine) -
 
 
 @given(arbitrary_calls(ORIGIN + 18 * HOUR, 60, most=20))
-@examples(15)
+@examples(10)
 def test_months_days_and_hours_all_sum_to_the_calls(engine: Engine, calls: list[dict[str, Any]]) -> None:
     """Whatever the calls are, over the end of a month."""
     erase(engine)
@@ -355,6 +356,26 @@ def test_a_month_waits_for_its_days(engine: Engine) -> None:
     roll_up_month(engine, FEBRUARY, ORIGIN)
     roll_up_month(engine, MARCH, ORIGIN)
     assert due(engine) == Due((), (), ())
+
+
+def test_a_month_does_not_wait_for_days_that_rest_after_a_failure(engine: Engine) -> None:
+    run(engine, *hours_from(ORIGIN, 48))
+    roll_up_day(engine, FIRST, ORIGIN)
+    assert due(engine) == Due((FIRST + DAY,), (), ())
+    assert due(engine, days_rest=True) == Due((FIRST + DAY,), (FEBRUARY,), ())
+
+
+def test_days_and_months_before_the_first_partition_are_left_as_they_are(engine: Engine) -> None:
+    """Hours stay when the start is set to a later day; Dagster knows no partition for their day any more."""
+    run(engine, *hours_from(ORIGIN, 24 * 4))
+    assert due(engine, start=FIRST + DAY).days == (FIRST + DAY, MARCH, MARCH + DAY)
+    assert due(engine, start=MARCH + DAY).days == (MARCH + DAY,)
+    for number in range(4):
+        roll_up_day(engine, FIRST + number * DAY, ORIGIN)
+    assert due(engine, start=FIRST + DAY).months == (FEBRUARY, MARCH)
+    assert due(engine, start=MARCH).months == (MARCH,)
+    assert due(engine, start=MARCH + DAY).months == (MARCH,)
+    assert due(engine, start=MARCH + DAY, report_days=99).reports == (MARCH + DAY,)
 
 
 def test_an_hour_made_again_without_a_change_makes_nothing_due(engine: Engine) -> None:
