@@ -65,8 +65,8 @@ class Running:
         family = psutil.Process(self.process.pid).children(recursive=True)
         started = time.monotonic()
         os.killpg(self.process.pid, signal.SIGINT)
-        self.process.wait(60)
-        wait_until(lambda: not any(alive(one) for one in family), 60, "every process of the deployment to end")
+        self.process.wait(120)
+        wait_until(lambda: not any(alive(one) for one in family), 120, "every process of the deployment to end")
         return time.monotonic() - started
 
 
@@ -95,7 +95,7 @@ def running(home: Path, **variables: str) -> Iterator[Running]:
     deployment = Running(process, port, log)
     family: list[psutil.Process] = []
     try:
-        wait_for(deployment, deployment.answers, 120, "the web server to answer")
+        wait_for(deployment, deployment.answers, 300, "the web server to answer")
         yield deployment
     finally:
         if process.poll() is None:

@@ -103,7 +103,7 @@ def test_a_range_run_killed_at_any_moment_then_caught_up_equals_a_clean_run(
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        wait_until(lambda was=before: last_commit(month) > was, 60, "the run to commit something")
+        wait_until(lambda was=before: last_commit(month) > was, 240, "the run to commit something")
         time.sleep(moment)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
