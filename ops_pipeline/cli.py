@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -141,7 +141,7 @@ def with_home(command: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def _operations() -> Iterator[tuple[Settings, Engine]]:
+def _operations() -> Generator[tuple[Settings, Engine], None, None]:
     """The settings and the operations database; a problem becomes one line and exit status 1."""
     settings = _settings()
     url = settings.operations_url()
@@ -161,7 +161,7 @@ def _operations() -> Iterator[tuple[Settings, Engine]]:
 
 
 @contextmanager
-def _files(advice: str) -> Iterator[None]:
+def _files(advice: str) -> Generator[None, None, None]:
     """A file or folder that cannot be used becomes one line and exit status 1."""
     try:
         yield

@@ -6,7 +6,7 @@ What belongs here: connecting, and how each database is told to isolate. What do
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -75,7 +75,7 @@ def where(engine: Engine) -> str:
 
 
 @contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
+def reading(engine: Engine) -> Generator[Connection, None, None]:
     """One consistent snapshot for as many SELECTs as wanted; never writes."""
     with engine.connect() as connection:
         if engine.dialect.name == "postgresql":
@@ -85,7 +85,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
-def writing(engine: Engine) -> Iterator[Connection]:
+def writing(engine: Engine) -> Generator[Connection, None, None]:
     """A transaction of guarded writes; on SQLite it takes the write lock at its start."""
     with engine.connect() as connection:
         connection.execution_options(**{_WRITES: True})
@@ -94,7 +94,7 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
-def rewriting(engine: Engine, turnstile: Table) -> Iterator[Connection]:
+def rewriting(engine: Engine, turnstile: Table) -> Generator[Connection, None, None]:
     """A transaction that reads one snapshot and replaces rows from it, one such transaction at a time.
 
     `turnstile` is locked against other writers before the snapshot is taken (LOCK TABLE is the only statement

@@ -64,7 +64,7 @@ def integer_sum(column: ColumnElement[Any]) -> ColumnElement[int]:
 
 
 def _scale(element: Expression) -> int:
-    return element.type.scale  # ty: ignore[unresolved-attribute]
+    return element.type.scale  # ty: ignore[missing-attribute]
 
 
 @compiles(IntegerSum, "postgresql")
