@@ -19,12 +19,14 @@ import click
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from ops_pipeline.checking import Check
 from ops_pipeline.database.engine import connect, reading, sqlite_url, where
 from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.database.migrate import migrate as migrate_database
 from ops_pipeline.database.types import parse_instant
 from ops_pipeline.operations.checks import check_deployment
-from ops_pipeline.settings import Settings, SettingsError, load_settings
+from ops_pipeline.operations.variables import check_variables
+from ops_pipeline.settings import Settings, SettingsError, given_variables, load_settings
 from ops_pipeline.usage.hours import floor_hour
 
 Grouping = Literal["model", "user", "app", "provider", "type", "hour", "day"]
@@ -57,11 +59,30 @@ def check() -> None:
     """Validate every variable and try every configured connection; exit status 1 if one fails."""
     settings = _settings()
     results = check_deployment(settings, datetime.now(UTC))
+    told = {result.name for result in results}
+    results += check_variables(settings, given_variables(), except_for=told)
+    if all(result.ok for result in results):
+        results += _check_domains(settings)
     for result in results:
-        mark = click.style("ok    ", fg="green") if result.ok else click.style("FAILED", fg="red")
-        click.echo(f"{mark} {result.name}: {result.detail}")
+        click.echo(f"{_mark(result)} {result.name}: {result.detail}")
     if not all(result.ok for result in results):
         sys.exit(1)
+
+
+def _check_domains(settings: Settings) -> list[Check]:
+    from ops_pipeline.usage.checks import check_usage  # noqa: PLC0415
+
+    engine = connect(settings.operations_url())
+    try:
+        return check_usage(engine, settings.model_call_stats_start)
+    finally:
+        engine.dispose()
+
+
+def _mark(result: Check) -> str:
+    if not result.ok:
+        return click.style("FAILED", fg="red")
+    return click.style("warn  ", fg="yellow") if result.warning else click.style("ok    ", fg="green")
 
 
 @main.command()
@@ -70,15 +91,30 @@ def check() -> None:
 @click.option("--seed", default=1, help="The same seed writes the same history.")
 @click.option("--until", default=None, help="The end of the history, ISO 8601; default: now.")
 @click.option("--if-empty", is_flag=True, help="Do nothing when there are calls already.")
+@click.option("--force", is_flag=True, help="Write although there are calls that are no demo data.")
 @click.option("--live", is_flag=True, help="Go on writing calls until Ctrl-C, late completions included.")
 @click.option("--calls-per-minute", type=click.IntRange(0, 100_000), default=60, help="The pace of --live.")
 def demo(
-    *, days: int, calls: int, seed: int, until: str | None, if_empty: bool, live: bool, calls_per_minute: int
+    *,
+    days: int,
+    calls: int,
+    seed: int,
+    until: str | None,
+    if_empty: bool,
+    force: bool,
+    live: bool,
+    calls_per_minute: int,
 ) -> None:
     """Write a believable history of LLM calls into the operations database."""
     from ops_pipeline.usage import demo as demo_data  # noqa: PLC0415 - numpy costs every other command 0.1 s
 
     with _operations() as (_, engine):
+        real = None if force else demo_data.first_real_call(engine)
+        if real is not None and (live or not if_empty):
+            raise click.ClickException(
+                f"{where(engine)} holds real calls ({real} is none of the demo's): demo data would be metered with"
+                " them. Name another database in DATABASE_URL, or give --force."
+            )
         if if_empty and not demo_data.is_empty(engine):
             click.echo("There are calls already: no demo data written.")
         else:
@@ -111,7 +147,7 @@ def usage(from_: str | None, to: str | None, by: Grouping, tz: str, format_: For
     from ops_pipeline.usage import formats, period, reading  # noqa: PLC0415
 
     now = datetime.now(UTC)
-    with _operations() as (_, engine):
+    with _operations(make=False) as (_, engine):
         asked = _argument("--from, --to and --tz", lambda: period.parse_period(from_, to, tz, now))
         table = reading.usage(engine, asked, by, now=now)
         click.echo(formats.render(table, format_), nl=False)
@@ -141,11 +177,20 @@ def with_home(command: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def _operations() -> Generator[tuple[Settings, Engine], None, None]:
-    """The settings and the operations database; a problem becomes one line and exit status 1."""
+def _operations(*, make: bool = True) -> Generator[tuple[Settings, Engine], None, None]:
+    """The settings and the operations database; a problem becomes one line and exit status 1.
+
+    Args:
+        make: whether an embedded database may be made where there is none.
+    """
     settings = _settings()
     url = settings.operations_url()
     if url == sqlite_url(settings.dagster_home):
+        if not make and not settings.dagster_home.exists():
+            raise click.ClickException(
+                f"There is no {settings.dagster_home.absolute()}: run this in the project's folder, or set DAGSTER_HOME"
+                " or DATABASE_URL."
+            )
         with _files("Correct DAGSTER_HOME, or the owner of that folder."):
             settings.dagster_home.mkdir(parents=True, exist_ok=True)
     engine = connect(url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,21 +34,39 @@ def postgres_server() -> Iterator[PostgresServer]:
         yield server
 
 
-@pytest.fixture
-def sqlite_engine(tmp_path: Path) -> Iterator[Engine]:
-    """An empty, migrated operations database on SQLite."""
-    engine = connect(f"sqlite:///{tmp_path / 'operations.db'}")
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite database to copy, since a migration takes longer than many a test."""
+    path = tmp_path_factory.mktemp("migrated") / "operations.db"
+    engine = connect(f"sqlite:///{path}")
     migrate(engine)
+    engine.dispose()
+    return path
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres_server: PostgresServer) -> str:
+    """The name of a migrated PostgreSQL database to copy."""
+    url = postgres_server.new_database()
+    engine = connect(url)
+    migrate(engine)
+    engine.dispose()
+    return url.rpartition("/")[2]
+
+
+@pytest.fixture
+def sqlite_engine(tmp_path: Path, migrated_file: Path) -> Iterator[Engine]:
+    """An empty, migrated operations database on SQLite."""
+    engine = connect(f"sqlite:///{shutil.copy(migrated_file, tmp_path / 'operations.db')}")
     yield engine
     engine.dispose()
 
 
 @pytest.fixture
-def postgres_engine(postgres_server: PostgresServer) -> Iterator[Engine]:
+def postgres_engine(postgres_server: PostgresServer, migrated_template: str) -> Iterator[Engine]:
     """An empty, migrated operations database on PostgreSQL."""
-    url = postgres_server.new_database()
+    url = postgres_server.new_database(migrated_template)
     engine = connect(url)
-    migrate(engine)
     yield engine
     engine.dispose()
     # Each takes 8 MB: hundreds of them at the end cost a minute of writing to disk.

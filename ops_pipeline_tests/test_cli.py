@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, insert, select
 
 from ops_pipeline.cli import main
 from ops_pipeline.database.engine import connect, reading, writing
 from ops_pipeline.database.migrate import newest_version
+from ops_pipeline.settings import Settings
 from ops_pipeline.usage.tables import model_calls
 from ops_pipeline_tests.servers import PostgresServer, free_port, wait_until
 from ops_pipeline_tests.usage.calls import call, run, totals, write
@@ -116,15 +117,36 @@ def test_migrate_into_a_database_with_a_table_of_that_name_is_one_line(url: str)
 def test_check_passes_a_sound_deployment_line_by_line(url: str) -> None:
     done("migrate")
     lines = done("check").output.splitlines()
-    assert [line[:7] for line in lines] == ["ok     "] * 5
-    assert lines[-2] == f"ok     DATABASE_URL: {url} answers"
+    assert {line[:7] for line in lines} == {"ok     "}
+    assert f"ok     DATABASE_URL: {url} answers" in lines
+    assert "ok     MODEL_CALL_STATS_CRON_TIME: 0 * * * * (default)" in lines
+    assert lines[-2:] == ["ok     tables: can be read and written", "ok     model_calls: there are no calls yet"]
+    named = {line[7:].partition(":")[0] for line in lines}
+    assert {name.upper() for name in Settings.model_fields} <= named
+
+
+def test_check_tells_of_a_variable_that_is_almost_one_of_ours(url: str) -> None:
+    """With MODEL_CALLS_STATS_START, one letter too many, everything from January on was metered."""
+    done("migrate")
+    said = done("check", MODEL_CALLS_STATS_START="2026-03-01T00:00Z", STATS_START="x").output
+    wrong = "warn   MODEL_CALLS_STATS_START: no such variable, MODEL_CALL_STATS_START is meant?"
+    assert wrong in said
+    assert "STATS_START: no such variable" not in said.replace(wrong, "")
+
+
+def test_check_tells_of_calls_before_the_start(url: str) -> None:
+    done("migrate")
+    done(*DEMO)
+    said = done("check", MODEL_CALL_STATS_START="2026-03-10T00:00Z").output
+    assert "warn   model_calls: the first call lies in the hour 2026-03-08 12:00, before MODEL_CALL_STATS_START" in said
 
 
 def test_check_fails_when_one_thing_fails_and_still_shows_the_others(url: str) -> None:
     done("migrate")
     lines = refused("check", MODEL_CALL_STATS_START="2999-01-01T00:00Z").splitlines()
     assert lines[0].startswith("FAILED MODEL_CALL_STATS_START: 2999-01-01T00:00:00+00:00 lies in the future")
-    assert [line[:7] for line in lines[1:]] == ["ok     "] * 4
+    assert {line[:7] for line in lines[1:]} == {"ok     "}
+    assert f"ok     DATABASE_URL: {url} answers" in lines
 
 
 def test_check_of_a_database_without_our_schema_says_migrate(url: str) -> None:
@@ -170,7 +192,7 @@ def test_each_command_refuses_an_unusable_environment(arguments: tuple[str, ...]
     assert [line.partition(":")[0] for line in lines[1:]] == ["DATABASE_URL", "MODEL_CALL_STATS_CRON_TIME"]
 
 
-@pytest.mark.parametrize("command", ["migrate", "demo", "usage", "with-home"])
+@pytest.mark.parametrize("command", ["migrate", "demo", "with-home"])
 def test_a_home_that_cannot_be_made_is_one_line(tmp_path: Path, command: str) -> None:
     (tmp_path / "file").touch()
     said = refused(*COMMANDS[command], DAGSTER_HOME=str(tmp_path / "file" / "home"))
@@ -241,6 +263,28 @@ def test_demo_writes_once_what_was_asked_for(url: str) -> None:
     assert done(*DEMO).stdout == f"0 calls written to {url}.\n"
     assert done(*DEMO, "--if-empty").stdout == "There are calls already: no demo data written.\n"
     assert stored(url) == rows
+
+
+def test_demo_data_is_not_written_among_real_calls_by_mistake(url: str) -> None:
+    """With the DATABASE_URL of production in the environment, a demo made up a week of usage there."""
+    done("migrate")
+    engine = connect(url)
+    with writing(engine) as connection:
+        connection.execute(insert(model_calls), {"id": "real-7", "model": "m", "called_at": datetime.now(UTC)})
+    assert "holds real calls (real-7 is none of the demo's)" in refused(*DEMO)
+    assert "give --force" in refused("demo", "--if-empty", "--live")
+    assert "no demo data written" in done(*DEMO, "--if-empty").stdout
+    done(*DEMO, "--force")
+    with reading(engine) as connection:
+        assert connection.execute(select(func.count()).select_from(model_calls)).scalar_one() > 1
+    engine.dispose()
+
+
+def test_usage_makes_no_database_where_there_is_none(tmp_path: Path) -> None:
+    """Asked in the wrong folder it left an empty database there, and said that a table lacks."""
+    home = tmp_path / "nowhere"
+    assert f"There is no {home}: run this in the project's folder" in refused("usage", DAGSTER_HOME=str(home))
+    assert not home.exists()
 
 
 def test_demo_is_the_same_for_the_same_seed(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What `ops-pipeline check` looks at: every variable, and every connection that is configured.
+"""What `ops-pipeline check` looks at first: folders and the database. Each domain has checks of its own.
 
 What belongs here: the checks and their advice. What does not: printing.
 """
@@ -6,26 +6,17 @@ What belongs here: the checks and their advice. What does not: printing.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from sqlalchemy import select, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from ops_pipeline.checking import Check
 from ops_pipeline.database.engine import connect, reading, where
 from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.database.migrate import newest_version, schema_version
 from ops_pipeline.settings import Settings
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing looked at; `detail` says what was found, and what to do when it is not ok."""
-
-    name: str
-    ok: bool
-    detail: str
 
 
 def check_deployment(settings: Settings, now: datetime) -> list[Check]:

@@ -7,7 +7,7 @@ do is decided in `hours` and `late`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -15,11 +15,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, delete, exists, select
 from sqlalchemy.exc import SQLAlchemyError
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from ops_pipeline.database.engine import database_now, rewriting
 from ops_pipeline.database.errors import Conflict, DatabaseProblem, Unreachable
 from ops_pipeline.database.replace import Replaced, insert_rows, replace_rows, upsert
+from ops_pipeline.database.retry import despite_conflicts
 from ops_pipeline.usage.attempts import attempted, begin_attempt, forgive_attempt, record_failures
 from ops_pipeline.usage.hours import Window, chunks_of, hour_text, windows_of
 from ops_pipeline.usage.statements import (
@@ -43,7 +43,6 @@ from ops_pipeline.usage.tables import (
 SHRINK_SHARE = 2
 """An hour whose calls became fewer than 1/2 of what was counted before is taken for pruned, not for corrected."""
 TOP_MODELS = 10
-CONFLICT_ATTEMPTS = 5
 
 
 class RollUpMismatch(Exception):
@@ -133,7 +132,7 @@ def aggregate(engine: Engine, hours: Iterable[datetime], policy: Policy) -> Iter
     wanted = sorted(set(hours))
     for window in chunks_of(wanted, alone=attempted(engine, wanted)):
         if not policy.dry_run:
-            _with_retries(begin_attempt, engine, window)
+            despite_conflicts(begin_attempt, engine, window)
         started = time.perf_counter()
         try:
             result = _halving(engine, window, policy)
@@ -142,13 +141,13 @@ def aggregate(engine: Engine, hours: Iterable[datetime], policy: Policy) -> Iter
                 forgive_attempt(engine, window)
             raise
         if not policy.dry_run:
-            _with_retries(record_failures, engine, {one.hour: one.error for one in result.failures})
+            despite_conflicts(record_failures, engine, {one.hour: one.error for one in result.failures})
         yield ChunkResult(window, result.hours, result.failures, result.replaced, time.perf_counter() - started)
 
 
 def _halving(engine: Engine, window: Window, policy: Policy) -> ChunkResult:
     try:
-        return _with_retries(_rewrite, engine, window, policy)
+        return despite_conflicts(_rewrite, engine, window, policy)
     except Unreachable:
         raise
     except Conflict as error:
@@ -166,16 +165,6 @@ def _halving(engine: Engine, window: Window, policy: Policy) -> ChunkResult:
     return ChunkResult(
         window, first.hours + second.hours, first.failures + second.failures, first.replaced + second.replaced
     )
-
-
-def _with_retries(transaction: Callable[..., Any], *arguments: Any) -> Any:
-    retrying = Retrying(
-        retry=retry_if_exception_type(Conflict),
-        stop=stop_after_attempt(CONFLICT_ATTEMPTS),
-        wait=wait_random_exponential(multiplier=0.1, max=5),
-        reraise=True,
-    )
-    return retrying(transaction, *arguments)
 
 
 def _rewrite(engine: Engine, window: Window, policy: Policy) -> ChunkResult:

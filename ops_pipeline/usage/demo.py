@@ -147,6 +147,13 @@ def is_empty(engine: Engine) -> bool:
         return connection.execute(select(model_calls.c.id).limit(1)).first() is None
 
 
+def first_real_call(engine: Engine) -> str | None:
+    """The id of some call that this module did not write; None when there is none."""
+    with reading(engine) as connection:
+        foreign = select(model_calls.c.id).where(model_calls.c.id.not_like(f"{ID_PREFIX}%")).limit(1)
+        return connection.execute(foreign).scalar()
+
+
 def live(
     engine: Engine,
     seed: int,

@@ -2,8 +2,9 @@
 
 Calls are inserted, completed, changed and deleted after their hour was aggregated. A look at the index on
 `updated_at` finds the hours of everything touched since a cursor that overlaps, because transactions commit out
-of order; each of those hours is then compared with what was counted when it was aggregated. Deleted calls leave
-no `updated_at`: a slower sweep compares the number of calls of every hour.
+of order; each of those hours is then compared with what was counted when it was aggregated. On PostgreSQL the cursor
+moves on only when every transaction that wrote at the time of a look has ended, however long it took. Deleted calls
+leave no `updated_at`: a slower sweep compares the number of calls of every hour.
 
 What belongs here: the look, the comparison and the cursor. What does not: launching runs.
 """
@@ -12,13 +13,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, case, func, or_, select, union_all
 
 from ops_pipeline.database.engine import database_now
 from ops_pipeline.database.expressions import hour_key, hour_start, version_number, within_hours
+from ops_pipeline.database.snapshots import Writers, writers
 from ops_pipeline.database.types import Rows, require_aware
 from ops_pipeline.usage.hours import HOUR, Window, floor_hour, hour_text, windows_of
 from ops_pipeline.usage.tables import model_calls, usage_hours
@@ -36,7 +38,8 @@ class LatePolicy:
     """How late data is looked for.
 
     Attributes:
-        overlap: how far back each look goes over what the last one saw; longer than the longest write transaction.
+        overlap: how far back each look goes over what the last one saw; on SQLite, which does not tell who writes,
+            longer than the longest write transaction.
         sweep_every: the pause between two sweeps for deleted calls.
         sweep_hours: how many hours one sweep counts besides the newest as many.
         pruned_before: hours before this are not compared, since their raw calls are gone.
@@ -53,7 +56,9 @@ class LateCursor:
     """What a look leaves for the next one; JSON in the sensor's cursor.
 
     Attributes:
-        looked_until: the database's time of the last look.
+        looked_until: the database's time up to which nothing is left to be seen.
+        checkpoint: the time of a later look; `looked_until` moves there when its writers have ended.
+        checkpoint_next: the transaction number that came next then; 0 without a checkpoint.
         pending: hours known to be touched and not yet seen to agree again.
         swept_at: when calls were last counted, by the database's clock.
         sweep_next: the hour before which the next sweep goes on, backwards; None begins at the newest.
@@ -65,6 +70,8 @@ class LateCursor:
     swept_at: datetime | None = None
     sweep_next: datetime | None = None
     compare_next: datetime | None = None
+    checkpoint: datetime | None = None
+    checkpoint_next: int = 0
 
     def dump(self) -> str:
         """Write as JSON."""
@@ -75,6 +82,8 @@ class LateCursor:
                 "swept_at": self.swept_at and self.swept_at.isoformat(),
                 "sweep_next": self.sweep_next and self.sweep_next.isoformat(),
                 "compare_next": self.compare_next and self.compare_next.isoformat(),
+                "checkpoint": self.checkpoint and self.checkpoint.isoformat(),
+                "checkpoint_next": self.checkpoint_next,
             }
         )
 
@@ -83,9 +92,13 @@ class LateCursor:
         """Read JSON; an empty or unreadable cursor starts over, which costs one long look and misses nothing."""
         try:
             data = json.loads(text or "{}")
-            names = ("looked_until", "swept_at", "sweep_next", "compare_next")
+            names = ("looked_until", "swept_at", "sweep_next", "compare_next", "checkpoint")
             times = {name: _instant(data[name]) for name in names if data.get(name)}
-            return LateCursor(pending=frozenset(map(_instant, data.get("pending", []))), **times)
+            return LateCursor(
+                pending=frozenset(map(_instant, data.get("pending", []))),
+                checkpoint_next=int(data.get("checkpoint_next", 0)),
+                **times,
+            )
         except (ValueError, TypeError, AttributeError):
             return LateCursor()
 
@@ -119,6 +132,7 @@ def look_for_late_calls(connection: Connection, cursor: LateCursor, policy: Late
         cursor: what the last look left.
         policy: how to look.
     """
+    writing = writers(connection)
     now = database_now(connection)
     touched = cursor.pending | _touched(connection, cursor, policy)
     # A sweep in the future is one before the database's clock was set back.
@@ -133,8 +147,8 @@ def look_for_late_calls(connection: Connection, cursor: LateCursor, policy: Late
     stale = compare(connection, compared)
     return Late(
         stale=stale,
-        cursor=LateCursor(
-            looked_until=now,
+        cursor=replace(
+            moved_on(cursor, now, writing),
             pending=frozenset(stale) | waiting,
             swept_at=now if sweep_due else cursor.swept_at,
             sweep_next=sweep_next,
@@ -144,6 +158,23 @@ def look_for_late_calls(connection: Connection, cursor: LateCursor, policy: Late
         swept=len(swept),
         waiting=waiting,
     )
+
+
+def moved_on(cursor: LateCursor, now: datetime, writing: Writers | None) -> LateCursor:
+    """The cursor after a look, moved as far as nothing uncommitted can still appear behind it.
+
+    Args:
+        cursor: the one before.
+        now: the database's time of the look.
+        writing: the transactions at work in its snapshot; None where the database does not tell.
+    """
+    if writing is None or writing.oldest >= writing.next:
+        return replace(cursor, looked_until=now, checkpoint=None, checkpoint_next=0)
+    here = replace(cursor, checkpoint=now, checkpoint_next=writing.next)
+    if cursor.checkpoint is None or writing.next < cursor.checkpoint_next:
+        # A number that went back is that of another server, after a restore for example.
+        return here
+    return replace(here, looked_until=cursor.checkpoint) if writing.oldest >= cursor.checkpoint_next else cursor
 
 
 def _touched(connection: Connection, cursor: LateCursor, policy: LatePolicy) -> set[datetime]:

@@ -10,12 +10,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, func, or_, select
+from sqlalchemy import Connection, exists, func, literal, or_, select, union_all
 
 from ops_pipeline.database.expressions import earliest_hour, from_hour, unreadable, within_hours
 from ops_pipeline.usage.hours import HOUR, CatchUp, first_hour_to_do, floor_hour, missing_hours, plan_catch_up
 from ops_pipeline.usage.tables import model_calls, usage_hour_attempts, usage_hours
 
+MENDED_AT_ONCE = 20
+EARLIEST_HOUR = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_HOUR = datetime(9999, 12, 31, 23, tzinfo=UTC)
 
 
@@ -49,6 +51,35 @@ def failed_attempts(connection: Connection) -> dict[datetime, int]:
     return {row.hour: row.attempts for row in connection.execute(select(attempts.hour, attempts.attempts))}
 
 
+def attempts_that_count(connection: Connection) -> dict[datetime, int]:
+    """The failed attempts, without hours whose calls were written to since: these may be tried anew."""
+    counts = failed_attempts(connection)
+    mended = mended_hours(connection) if counts else set()
+    return {hour: count for hour, count in counts.items() if hour not in mended}
+
+
+def mended_hours(connection: Connection) -> set[datetime]:
+    """Hours that failed more than once and of which a call was written since: whoever corrected it need not ask too.
+
+    Of the newest `MENDED_AT_ONCE` only, since every call of theirs is looked at.
+    """
+    attempts = usage_hour_attempts.c
+    failed = select(attempts.hour, attempts.attempted_at).where(attempts.attempts > 1)
+    newest = connection.execute(failed.order_by(attempts.hour.desc()).limit(MENDED_AT_ONCE)).all()
+    if not newest:
+        return set()
+    called, updated = model_calls.c.called_at, model_calls.c.updated_at
+    looks = union_all(
+        *(
+            select(literal(index).label("index")).where(
+                exists().where(within_hours(called, row.hour, row.hour + HOUR), updated > row.attempted_at)
+            )
+            for index, row in enumerate(newest)
+        )
+    )
+    return {newest[index].hour for index in connection.scalars(looks)}
+
+
 def read_missing(connection: Connection, policy: CatchUpPolicy, closed_until: datetime) -> list[datetime]:
     """The hours up to `closed_until` that should be in `usage_hours` and are not, oldest first."""
     first_call = first_wanted_hour(connection, policy.start)
@@ -76,7 +107,7 @@ def read_catch_up(
     return plan_catch_up(
         read_missing(connection, policy, closed_until),
         in_flight=in_flight,
-        attempts=failed_attempts(connection),
+        attempts=attempts_that_count(connection),
         max_attempts=policy.max_attempts,
         max_range_hours=policy.max_range_hours,
     )

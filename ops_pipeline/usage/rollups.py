@@ -15,15 +15,14 @@ from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Connection, Engine, Table, and_, func, select, update
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from ops_pipeline.database.engine import database_now, reading, rewriting, writing
-from ops_pipeline.database.errors import Conflict
 from ops_pipeline.database.expressions import latest, month_start, utc_day
 from ops_pipeline.database.replace import Replaced, replace_rows, upsert
+from ops_pipeline.database.retry import despite_conflicts
 from ops_pipeline.database.sums import exact_sum, integer_sum
 from ops_pipeline.database.types import ExactDecimal, Rows
-from ops_pipeline.usage.aggregate import CONFLICT_ATTEMPTS, RollUpMismatch
+from ops_pipeline.usage.aggregate import RollUpMismatch
 from ops_pipeline.usage.hours import DAY, day_start, next_month
 from ops_pipeline.usage.tables import (
     DIMENSIONS,
@@ -146,13 +145,7 @@ class _Step:
 
 
 def _roll_up(engine: Engine, step: _Step, first: date, expected: int, *, dry_run: bool) -> PeriodResult:
-    retrying = Retrying(
-        retry=retry_if_exception_type(Conflict),
-        stop=stop_after_attempt(CONFLICT_ATTEMPTS),
-        wait=wait_random_exponential(multiplier=0.1, max=5),
-        reraise=True,
-    )
-    return retrying(_rewrite, engine, step, first, expected, dry_run=dry_run)
+    return despite_conflicts(_rewrite, engine, step, first, expected, dry_run=dry_run)
 
 
 def _rewrite(engine: Engine, step: _Step, first: date, expected: int, *, dry_run: bool) -> PeriodResult:

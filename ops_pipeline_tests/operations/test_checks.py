@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+from ops_pipeline.checking import Check
 from ops_pipeline.database.engine import connect, writing
 from ops_pipeline.database.migrate import VERSION_TABLE, migrate, newest_version
-from ops_pipeline.operations.checks import Check, check_deployment
+from ops_pipeline.operations.checks import check_deployment
 from ops_pipeline.settings import DEFAULT_START, load_settings
 from ops_pipeline_tests.servers import PostgresServer, free_port
 from ops_pipeline_tests.unprivileged import as_nobody, open_folder

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, Table, delete, event, insert, select, text, update
 
 from ops_pipeline.database.engine import reading, writing
+from ops_pipeline.settings import CALL_TYPES
 from ops_pipeline.usage.aggregate import ChunkResult, Policy, aggregate
 from ops_pipeline.usage.histogram import bucket_of
 from ops_pipeline.usage.hours import floor_hour
 from ops_pipeline.usage.tables import (
     CALL_STATUSES,
-    CALL_TYPES,
     COUNT_COLUMNS,
     DIMENSIONS,
     hourly_model_latency,

@@ -15,11 +15,11 @@ from sqlalchemy import Engine, delete
 from sqlalchemy.exc import StatementError
 
 from ops_pipeline.database.engine import writing
+from ops_pipeline.settings import CALL_TYPES
 from ops_pipeline.usage.aggregate import Policy, aggregate
 from ops_pipeline.usage.hours import HOUR, floor_hour
 from ops_pipeline.usage.tables import (
     CALL_STATUSES,
-    CALL_TYPES,
     COUNT_COLUMNS,
     hourly_model_latency,
     hourly_model_usage,

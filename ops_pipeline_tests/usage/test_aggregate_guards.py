@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event
 
+from ops_pipeline.database import retry
 from ops_pipeline.database.engine import connect, writing
 from ops_pipeline.database.errors import Conflict, DatabaseProblem, Unreachable
 from ops_pipeline.usage import aggregate as module
@@ -375,7 +376,7 @@ def test_a_lock_that_somebody_holds_for_hours_is_waited_for_a_few_times_and_not_
         raise Conflict("database is locked")
 
     monkeypatch.setattr(module, "_rewrite", unlucky)
-    monkeypatch.setattr(module, "CONFLICT_ATTEMPTS", 2)
+    monkeypatch.setattr(retry, "CONFLICT_ATTEMPTS", 2)
     assert {failure.error for failure in failures(run(sqlite_engine, *DAY))} == {"database is locked"}
     assert len(tries) == 2
     assert attempts(sqlite_engine) == dict.fromkeys(DAY, 1)

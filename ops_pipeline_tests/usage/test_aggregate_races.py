@@ -17,12 +17,12 @@ import pytest
 from sqlalchemy import Engine, func, select
 
 from ops_pipeline.database.engine import connect, reading
+from ops_pipeline.settings import CALL_TYPES
 from ops_pipeline.usage.aggregate import Policy, aggregate
 from ops_pipeline.usage.hours import HOUR, Window
 from ops_pipeline.usage.progress import CatchUpPolicy, read_missing
 from ops_pipeline.usage.tables import (
     CALL_STATUSES,
-    CALL_TYPES,
     hourly_model_latency,
     hourly_model_usage,
     usage_hour_attempts,

@@ -18,10 +18,11 @@ from sqlalchemy import Engine, delete, event, func, insert, select, update
 
 from ops_pipeline.database.engine import connect, database_now, reading, writing
 from ops_pipeline.database.migrate import migrate
+from ops_pipeline.settings import CALL_TYPES
 from ops_pipeline.usage import demo
 from ops_pipeline.usage.demo import DemoPlan, history, is_empty, live, write_history
 from ops_pipeline.usage.demo_catalogue import MODELS, PRICED
-from ops_pipeline.usage.tables import CALL_STATUSES, CALL_TYPES, model_calls
+from ops_pipeline.usage.tables import CALL_STATUSES, model_calls
 
 UNTIL = datetime(2026, 11, 22, 10, 17, tzinfo=UTC)
 MONTH = DemoPlan(days=28, calls=60_000, seed=7, until=UNTIL)

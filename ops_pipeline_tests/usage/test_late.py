@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, delete, insert, update
 
 from ops_pipeline.database.engine import connect, reading, writing
+from ops_pipeline.database.snapshots import Writers
 from ops_pipeline.usage import late as module
 from ops_pipeline.usage.hours import HOUR
-from ops_pipeline.usage.late import Late, LateCursor, LatePolicy, compare, look_for_late_calls
+from ops_pipeline.usage.late import Late, LateCursor, LatePolicy, compare, look_for_late_calls, moved_on
 from ops_pipeline.usage.tables import model_calls, usage_hours
 from ops_pipeline_tests.usage.calls import (
     NOON,
@@ -50,7 +51,8 @@ def look(engine: Engine, cursor: LateCursor, policy: LatePolicy = POLICY) -> Lat
 def settled(engine: Engine) -> LateCursor:
     """The cursor of somebody who looked just now and has nothing left to do."""
     found = look(engine, LateCursor())
-    while found.waiting:
+    # Autovacuum may be writing just now.
+    while found.waiting or found.cursor.looked_until is None:
         assert found.stale == {}
         found = look(engine, found.cursor)
     assert found.stale == {}
@@ -464,7 +466,7 @@ instants = st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1), timezones=st
 def test_a_cursor_survives_its_json(
     looked: datetime | None, pending: frozenset[datetime], swept: datetime | None, following: datetime | None
 ) -> None:
-    cursor = LateCursor(looked, pending, swept, following)
+    cursor = LateCursor(looked, pending, swept, following, looked, swept, 7)
     assert LateCursor.load(cursor.dump()) == cursor
 
 
@@ -524,6 +526,51 @@ def test_an_odd_cursor_does_no_harm(engine: Engine, fields: dict[str, Any]) -> N
         looked = look(engine, cursor, policy)
         cursor, found = looked.cursor, found | set(looked.stale)
     assert found == {NOON}
+
+
+# Transactions that take longer than the overlap
+
+
+def test_a_call_of_a_transaction_that_takes_longer_than_the_overlap_is_found(
+    postgres_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An import that committed after an hour had times of an hour ago, and every look had already gone past them."""
+    monkeypatch.setattr(module, "LEAST_OVERLAP", timedelta(0))
+    policy = replace(POLICY, overlap=timedelta(0))
+    (first, *_) = aggregated(postgres_engine, NOON)
+    cursor = settled(postgres_engine)
+    other = connect(postgres_engine.url.render_as_string(hide_password=False))
+    with other.connect() as writer, writer.begin():
+        writer.execute(update(model_calls).where(model_calls.c.id == first["id"]).values(input_tokens=7))
+        for _ in range(3):
+            # Other writers come and go meanwhile.
+            write(postgres_engine, call(datetime.now(UTC)))
+            found = look(postgres_engine, cursor, policy)
+            assert found.stale == {}
+            cursor = found.cursor
+    other.dispose()
+    assert set(look(postgres_engine, cursor, policy).stale) == {NOON}
+
+
+LOOKS = [NOON + number * timedelta(seconds=20) for number in range(5)]
+
+
+def test_the_cursor_waits_for_the_writers_of_the_look_it_moves_to() -> None:
+    cursor = moved_on(LateCursor(), LOOKS[0], Writers(oldest=10, next=12))
+    assert (cursor.looked_until, cursor.checkpoint) == (None, LOOKS[0])
+    cursor = moved_on(cursor, LOOKS[1], Writers(oldest=11, next=15))
+    assert (cursor.looked_until, cursor.checkpoint) == (None, LOOKS[0])
+    cursor = moved_on(cursor, LOOKS[2], Writers(oldest=12, next=15))
+    assert (cursor.looked_until, cursor.checkpoint) == (LOOKS[0], LOOKS[2])
+    cursor = moved_on(cursor, LOOKS[3], Writers(oldest=15, next=15))
+    assert (cursor.looked_until, cursor.checkpoint) == (LOOKS[3], None)
+
+
+def test_a_cursor_of_another_server_does_not_wait_for_numbers_that_never_come() -> None:
+    """A database restored elsewhere counts its transactions from the start again."""
+    before = LateCursor(looked_until=LOOKS[0], checkpoint=LOOKS[1], checkpoint_next=9_000_000)
+    cursor = moved_on(before, LOOKS[2], Writers(oldest=700, next=702))
+    assert (cursor.looked_until, cursor.checkpoint, cursor.checkpoint_next) == (LOOKS[0], LOOKS[2], 702)
 
 
 # Calls from nowhere

@@ -212,6 +212,8 @@ def test_an_hour_that_keeps_failing_is_given_up_after_its_attempts_and_the_other
     assert catch_up(engine, closed, CatchUpPolicy(START, None, 744, 4)).hours == 1
     for one in odd:
         change(engine, one, input_tokens=1)
+    # Whoever mends the calls need not ask for the hour as well.
+    assert catch_up(engine, closed).ranges == (Window(NOON, NOON + HOUR),)
     run(engine, NOON)
     assert catch_up(engine, closed) == CatchUp((), 0, (), 0)
 

@@ -14,13 +14,15 @@ from dagster import (
     AssetMaterialization,
     AssetsDefinition,
     BackfillPolicy,
+    Failure,
     MetadataValue,
     TimeWindowPartitionMapping,
     asset,
 )
 from sqlalchemy import Engine
 
-from ops_pipeline.defs.metadata import OWNERS
+from ops_pipeline.database.errors import DatabaseProblem, Unreachable
+from ops_pipeline.defs.metadata import OWNERS, table
 from ops_pipeline.defs.resources import OperationsDatabase
 from ops_pipeline.defs.usage.partitions import UsagePartitions, date_of
 from ops_pipeline.defs.usage.rollups import DAILY
@@ -52,8 +54,20 @@ def report_asset(settings: Settings, partitions: UsagePartitions) -> AssetsDefin
     )
     def usage_report(context: AssetExecutionContext, database: OperationsDatabase) -> Iterator[AssetMaterialization]:
         folder = settings.reports_folder()
+        failures: list[tuple[str, str]] = []
         for key in context.partition_keys:
-            yield _report(database.engine, date_of(key), folder)
+            try:
+                yield _report(database.engine, date_of(key), folder)
+            except Unreachable:
+                raise
+            except (DatabaseProblem, ValueError, OSError) as error:
+                failures.append((key, str(error)))
+        if failures:
+            raise Failure(
+                f"{len(failures)} reports failed, the others are there. {failures[0][0]}: {failures[0][1]}",
+                metadata={"failed_days": table(("day", "why"), failures, empty="")},
+                allow_retries=False,
+            )
 
     return usage_report
 

@@ -31,7 +31,7 @@ from ops_pipeline.defs.usage.rollups import DAILY, MONTHLY
 from ops_pipeline.settings import Settings
 from ops_pipeline.usage.hours import CatchUp, floor_hour, plan_catch_up
 from ops_pipeline.usage.late import Late, LateCursor, LatePolicy, look_for_late_calls
-from ops_pipeline.usage.progress import failed_attempts, first_wanted_hour, read_missing
+from ops_pipeline.usage.progress import attempts_that_count, first_wanted_hour, read_missing
 from ops_pipeline.usage.rollups import read_due
 
 LOOK_SECONDS = 20
@@ -68,7 +68,7 @@ def late_model_calls_sensor(settings: Settings, job: UnresolvedAssetJobDefinitio
             plan = plan_catch_up(
                 list(late.stale),
                 in_flight=hours_in_flight(context.instance) if late.stale else (),
-                attempts=failed_attempts(connection),
+                attempts=attempts_that_count(connection),
                 max_attempts=limits.max_attempts,
                 max_range_hours=limits.max_range_hours,
             )
@@ -109,7 +109,7 @@ def usage_rollups_sensor(settings: Settings, jobs: Sequence[UnresolvedAssetJobDe
     def sense(context: SensorEvaluationContext, database: OperationsDatabase) -> list[RunRequest] | SkipReason:
         now = datetime.now(UTC)
         with reading(database.engine) as connection:
-            given_up = {hour for hour, count in failed_attempts(connection).items() if count >= policy.max_attempts}
+            given_up = {hour for hour, count in attempts_that_count(connection).items() if count >= policy.max_attempts}
             waiting = set(read_missing(connection, policy, floor_hour(now))) - given_up
             due = read_due(
                 connection,

@@ -1,0 +1,25 @@
+"""The word that every part of `ops-pipeline check` uses for what it found.
+
+What belongs here: `Check`. What does not: any looking, which the packages do for what is theirs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at.
+
+    Attributes:
+        name: a variable, or what was looked at.
+        ok: False when a run would fail on it.
+        detail: what was found, and what to do when it is not ok.
+        warning: ok, but hardly meant.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+    warning: bool = False
