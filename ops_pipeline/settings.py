@@ -6,18 +6,21 @@ A `.env` file in the working directory is read too; variables of the environment
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 from croniter import croniter
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from dotenv import dotenv_values
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ops_pipeline.database.engine import connect, sqlite_url
 from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.database.types import parse_instant
 
+CALL_TYPES = ("chatCompletion", "embedding", "imageGeneration", "audioGeneration", "video", "custom")
 DEFAULT_START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -42,6 +45,20 @@ def _on_the_hour(value: datetime) -> datetime:
     if value.timestamp() % 3600:
         raise ValueError(f"{value.isoformat()} does not lie on a full UTC hour; write for example 2026-01-01T00:00Z")
     return value
+
+
+def _minutes_by_type(value: Any) -> Any:
+    """Read `video=120,imageGeneration=45`."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+    for type_, equals, minutes in pairs:
+        if type_.strip() not in CALL_TYPES or not equals or not minutes.strip().isdigit():
+            raise ValueError(
+                f"{value!r} does not name types of calls with minutes; write for example video=120,imageGeneration=45."
+                f" The types are {', '.join(CALL_TYPES)}"
+            )
+    return {type_.strip(): int(minutes) for type_, _, minutes in pairs}
 
 
 CronText = Annotated[str, AfterValidator(_cron)]
@@ -78,6 +95,18 @@ class Settings(BaseSettings):
     )
     late_model_calls_sweep_hours: int = Field(
         default=168, ge=1, le=8784, description="Hours counted per sweep: the newest as many, and as many older ones."
+    )
+    cleanup_stale_model_calls_cron_time: CronText = Field(
+        default="*/5 * * * *", description="When stale calls are looked for."
+    )
+    stale_model_call_minutes: int = Field(
+        default=30, ge=1, le=10_080, description="After how many minutes a processing call is stale."
+    )
+    stale_model_call_minutes_by_type: Annotated[
+        dict[str, Annotated[int, Field(ge=1, le=10_080)]], NoDecode, BeforeValidator(_minutes_by_type)
+    ] = Field(default={"video": 120}, description="Other limits by type of call, as in video=120,imageGeneration=45.")
+    stale_model_calls_alarm_share: float = Field(
+        default=0.2, gt=0, le=1, description="From which share of the recent calls on time-outs raise an alarm."
     )
     usage_report_days: int = Field(
         default=7, ge=0, le=366, description="For how many days back a report is made without being asked for."
@@ -127,6 +156,11 @@ class Settings(BaseSettings):
     def late_overlap(self) -> timedelta:
         """The overlap of looks for late calls."""
         return timedelta(seconds=self.late_model_calls_overlap_seconds)
+
+
+def given_variables() -> set[str]:
+    """The names of all variables that are set, in the environment or in `.env`."""
+    return set(os.environ) | set(dotenv_values(".env"))
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -6,6 +6,7 @@ which the domains write with SQLAlchemy Core on top of these.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -14,7 +15,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from ops_pipeline.database.types import UtcDateTime, require_aware
+from ops_pipeline.database.types import TextList, UtcDateTime, require_aware
 
 HOUR_SECONDS = 3600
 SQLITE_HOUR_KEY = (
@@ -23,6 +24,10 @@ SQLITE_HOUR_KEY = (
 )
 """Hours since 1970 of an ISO 8601 text in any of its spellings; `model_calls` is indexed by this expression.
 A fraction longer than milliseconds is cut off, since SQLite would round it up into the next hour."""
+
+
+SQLITE_MILLISECONDS = "CAST(ROUND((julianday({0}) - 2440587.5) * 86400000.0) AS INTEGER)"
+"""Milliseconds since 1970 of an ISO 8601 text; processing calls are indexed by this expression."""
 
 
 class Expression(FunctionElement[Any]):
@@ -51,6 +56,28 @@ class IndexedHour(Expression):
     """An instant in the form that its index has; to be compared with hours only."""
 
     name = "indexed_hour"
+    inherit_cache = True
+
+
+class InstantOrder(Expression):
+    """An instant in a form that compares as time does, whatever its spelling."""
+
+    name = "instant_order"
+    inherit_cache = True
+
+
+class ReadableInstant(Expression):
+    """An instant in a spelling that Python reads."""
+
+    name = "readable_instant"
+    inherit_cache = True
+    type = UtcDateTime()
+
+
+class AnyOf(Expression):
+    """Whether a column is one of a list of texts that is sent as one value."""
+
+    name = "any_of"
     inherit_cache = True
 
 
@@ -136,6 +163,27 @@ def _bound(value: datetime) -> ColumnElement[Any]:
     return bindparam(None, value, UtcDateTime(), unique=True)
 
 
+def instant_order(instant: ColumnElement[Any] | datetime) -> ColumnElement[Any]:
+    """What to compare and sort instants by: exact on PostgreSQL, to the millisecond on SQLite.
+
+    Raises:
+        ValueError: a naive datetime.
+    """
+    if isinstance(instant, datetime):
+        return InstantOrder(bindparam(None, require_aware(instant), UtcDateTime(), unique=True))
+    return InstantOrder(instant)
+
+
+def readable_instant(instant: ColumnElement[Any]) -> ColumnElement[datetime]:
+    """`instant`, where its order was found to lie within the years that Python knows."""
+    return ReadableInstant(instant)
+
+
+def is_any_of(column: ColumnElement[Any], texts: Sequence[str]) -> ColumnElement[bool]:
+    """True where `column` is one of many texts: thousands of them as one parameter, looked up through the index."""
+    return AnyOf(column, bindparam(None, list(texts), TextList(), unique=True))
+
+
 def utc_day(instant: ColumnElement[Any]) -> ColumnElement[date]:
     """The UTC calendar day of `instant`."""
     return UtcDay(instant)
@@ -188,6 +236,34 @@ def _(element: HourStart, compiler: SQLCompiler, **kw: Any) -> str:
 @compiles(IndexedHour, "postgresql")
 def _(element: IndexedHour, compiler: SQLCompiler, **kw: Any) -> str:
     return parts(element, compiler, **kw)[0]
+
+
+@compiles(InstantOrder, "postgresql")
+@compiles(ReadableInstant, "postgresql")
+def _(element: Expression, compiler: SQLCompiler, **kw: Any) -> str:
+    return parts(element, compiler, **kw)[0]
+
+
+@compiles(InstantOrder, "sqlite")
+def _(element: InstantOrder, compiler: SQLCompiler, **kw: Any) -> str:
+    return SQLITE_MILLISECONDS.format(*parts(element, compiler, **kw))
+
+
+@compiles(ReadableInstant, "sqlite")
+def _(element: ReadableInstant, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"strftime('%Y-%m-%d %H:%M:%f', {parts(element, compiler, **kw)[0]})"
+
+
+@compiles(AnyOf, "postgresql")
+def _(element: AnyOf, compiler: SQLCompiler, **kw: Any) -> str:
+    column, texts = parts(element, compiler, **kw)
+    return f"{column} = ANY({texts})"
+
+
+@compiles(AnyOf, "sqlite")
+def _(element: AnyOf, compiler: SQLCompiler, **kw: Any) -> str:
+    column, texts = parts(element, compiler, **kw)
+    return f"{column} IN (SELECT value FROM json_each({texts}))"  # noqa: S608 - made of a column and a parameter
 
 
 @compiles(UtcDay, "postgresql")

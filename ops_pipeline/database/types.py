@@ -5,11 +5,12 @@ What belongs here: conversion of single values. What does not: SQL expressions (
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from typing import Any
 
-from sqlalchemy import DateTime, Dialect, Numeric, Select, Text
+from sqlalchemy import ARRAY, DateTime, Dialect, Numeric, Select, Text
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 Rows = Select[*tuple[Any, ...]]
@@ -75,6 +76,21 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return parse_instant(str(value)) if isinstance(value, str) else value.astimezone(UTC)
+
+
+class TextList(TypeDecorator[list[str]]):
+    """A list of texts as one parameter: an array on PostgreSQL, JSON on SQLite."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the form."""
+        return dialect.type_descriptor(Text() if dialect.name == "sqlite" else ARRAY(Text()))
+
+    def process_bind_param(self, value: list[str] | None, dialect: Dialect) -> Any:
+        """Write JSON on SQLite."""
+        return json.dumps(value) if dialect.name == "sqlite" else value
 
 
 class ExactDecimal(TypeDecorator[Decimal]):

@@ -9,7 +9,7 @@ from typing import Any
 
 from dagster import MetadataValue
 
-from ops_pipeline.reconcile import markdown_table
+from ops_pipeline.reconcile import Outcome, markdown_table
 
 OWNERS = ["team:platform-operations"]
 
@@ -29,6 +29,18 @@ def totals_metadata(
         **dict(tokens),
         "credits": float(credits),
         "rows": rows,
+    }
+
+
+def outcome_metadata(outcome: Outcome) -> dict[str, Any]:
+    """The numbers of an outcome, for plots, and its reasons."""
+    return {
+        "scanned": outcome.scanned,
+        "changed": outcome.changed,
+        "unchanged": outcome.unchanged,
+        "skipped": outcome.skipped,
+        "failed": outcome.failed,
+        "reasons": table(("reason", "times"), list(outcome.reasons.items()), empty="None."),
     }
 
 

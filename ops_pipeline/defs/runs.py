@@ -81,6 +81,17 @@ def range_request(
     return RunRequest(run_key=run_key, job_name=job_name, run_config=run_config or {}, tags=tags)
 
 
+def job_tags(job_name: str) -> dict[str, str]:
+    """The tags of every run of a job: it does not overlap itself, and does not hang for ever."""
+    return {JOB_TAG: job_name, MAX_RUNTIME_SECONDS_TAG: str(MAX_RUNTIME_SECONDS)}
+
+
+def in_flight_text(instance: DagsterInstance, job_name: str) -> str | None:
+    """Why a schedule leaves a job alone because a run of it has not ended; None when there is no such run."""
+    (run, *_) = instance.get_runs(RunsFilter(job_name=job_name, statuses=UNFINISHED), limit=1) or (None,)
+    return f"{job_name} is {run.status.value.lower()} (run {run.run_id[:8]})." if run else None
+
+
 def resting_until(instance: DagsterInstance, job_name: str, now: datetime) -> datetime | None:
     """Until when sensors leave a job alone because its last runs failed; None when it may run.
 

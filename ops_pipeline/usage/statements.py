@@ -30,11 +30,11 @@ from sqlalchemy import (
 from ops_pipeline.database.expressions import hour_key, hour_start, latest, version_number, within_hours
 from ops_pipeline.database.sums import exact_sum, exact_sum_of_floats, integer_sum
 from ops_pipeline.database.types import Rows
+from ops_pipeline.settings import CALL_TYPES
 from ops_pipeline.usage.histogram import GAMMA, LARGEST_MS, SMALLEST_MS
 from ops_pipeline.usage.hours import Window
 from ops_pipeline.usage.tables import (
     CALL_STATUSES,
-    CALL_TYPES,
     COUNT_COLUMNS,
     CREDIT_DIGITS,
     DIMENSIONS,

@@ -11,9 +11,11 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Date,
     Double,
+    Identity,
     Index,
     Integer,
     MetaData,
@@ -24,14 +26,13 @@ from sqlalchemy import (
     text,
 )
 
-from ops_pipeline.database.expressions import SQLITE_HOUR_KEY
+from ops_pipeline.database.expressions import SQLITE_HOUR_KEY, SQLITE_MILLISECONDS
 from ops_pipeline.database.types import ExactDecimal, UtcDateTime
 
 CREDIT_DIGITS = 10
 SECONDS_DIGITS = 6
 MILLISECONDS_DIGITS = 3
 
-CALL_TYPES = ("chatCompletion", "embedding", "imageGeneration", "audioGeneration", "video", "custom")
 CALL_STATUSES = ("processing", "success", "failed")
 DIMENSIONS = ("user_id", "app_id", "provider", "model", "type")
 TOKEN_COLUMNS = (
@@ -74,11 +75,19 @@ model_calls = Table(
     Column("updated_at", UtcDateTime, nullable=False, server_default=func.current_timestamp()),
     # Given to the table: text alone does not tell which one it indexes.
     Index("model_calls_called_hour", text(SQLITE_HOUR_KEY.format("called_at"))).ddl_if(dialect="sqlite"),
+    Index(
+        "model_calls_processing",
+        text(SQLITE_MILLISECONDS.format("called_at")),
+        sqlite_where=text("status = 'processing'"),
+    ).ddl_if(dialect="sqlite"),
 )
 """One row per call of a model, written by the gateway. `updated_at` is kept by triggers on the database's clock."""
 
 Index("model_calls_updated_at", model_calls.c.updated_at)
 Index("model_calls_called_at", model_calls.c.called_at).ddl_if(dialect="postgresql")
+Index("model_calls_processing", model_calls.c.called_at, postgresql_where=text("status = 'processing'")).ddl_if(
+    dialect="postgresql"
+)
 
 
 def _measures() -> list[Column[Any]]:
@@ -170,3 +179,55 @@ usage_months = Table(
     Column("aggregated_at", UtcDateTime, nullable=False),
 )
 """Which months are rolled up: `revision` is the sum of the revisions of the days that were summed."""
+
+model_statuses = Table(
+    "model_statuses",
+    metadata,
+    Column("provider", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("type", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("available", Boolean),
+    Column("error_code", Text, nullable=False, server_default=""),
+    Column("error_message", Text, nullable=False, server_default=""),
+    Column("response_time_ms", Double),
+    Column("checked_at", UtcDateTime),
+    Column("changed_at", UtcDateTime),
+    Column("candidate", Text, nullable=False, server_default=""),
+    Column("agreeing", Integer, nullable=False, server_default="0"),
+)
+"""The current state of each probed model (`available`, `limited`, `unavailable`, `not_tested`). `available` is true
+while calls can be expected to succeed, for limited models too, and NULL as long as nobody knows. `candidate` is the
+state that the last `agreeing` probes in a row found instead."""
+
+model_probe_results = Table(
+    "model_probe_results",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True),
+    Column("probed_at", UtcDateTime, nullable=False),
+    Column("provider", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("result", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("error_code", Text, nullable=False, server_default=""),
+    Column("error_message", Text, nullable=False, server_default=""),
+    Column("http_status", Integer),
+    Column("response_time_ms", Double),
+    Column("input_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("output_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("credits", ExactDecimal(CREDIT_DIGITS), nullable=False),
+    Column("run_id", Text, nullable=False),
+)
+"""One row per probe, written before it is sent (`result` is `sent`, and counts for the budget) and completed after it;
+`purpose` is `probe`, `verification` or `traffic` (no probe: real calls showed it). `state` is the model's after it."""
+
+Index(
+    "model_probe_results_model",
+    model_probe_results.c.provider,
+    model_probe_results.c.model,
+    model_probe_results.c.type,
+    model_probe_results.c.probed_at,
+)
+Index("model_probe_results_probed_at", model_probe_results.c.probed_at)

@@ -2,6 +2,7 @@
 
 from dagster import Definitions
 
+from ops_pipeline.defs.usage.calls import alarm_check, calls_asset
 from ops_pipeline.defs.usage.catch_up import catch_up_schedule, missed_hours_sensor
 from ops_pipeline.defs.usage.hourly import NAME, hourly_asset
 from ops_pipeline.defs.usage.jobs import usage_job
@@ -10,6 +11,7 @@ from ops_pipeline.defs.usage.partitions import usage_partitions
 from ops_pipeline.defs.usage.report import REPORT, report_asset
 from ops_pipeline.defs.usage.rollups import DAILY, MONTHLY, rollup_assets
 from ops_pipeline.defs.usage.sensors import late_model_calls_sensor, usage_rollups_sensor
+from ops_pipeline.defs.usage.stale import cleanup_job, cleanup_schedule, stale_policy
 from ops_pipeline.settings import Settings
 
 
@@ -24,10 +26,12 @@ def usage_defs(settings: Settings) -> Definitions:
         usage_job(MONTHLY, "Sums months from their days."),
         usage_job(REPORT, "Makes the reports of a range of days."),
     ]
+    cleanup = cleanup_job(settings)
     return Definitions(
-        assets=[hourly, daily, monthly, report_asset(settings, partitions)],
-        jobs=[hours_job, *period_jobs],
-        schedules=[catch_up_schedule(settings, hours_job)],
+        assets=[calls_asset(), hourly, daily, monthly, report_asset(settings, partitions)],
+        asset_checks=[alarm_check(stale_policy(settings))],
+        jobs=[hours_job, *period_jobs, cleanup],
+        schedules=[catch_up_schedule(settings, hours_job), cleanup_schedule(settings, cleanup)],
         sensors=[
             missed_hours_sensor(settings, hours_job),
             late_model_calls_sensor(settings, hours_job),

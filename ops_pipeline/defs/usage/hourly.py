@@ -27,6 +27,7 @@ from pydantic import Field
 from ops_pipeline.database.engine import database_now, reading
 from ops_pipeline.defs.metadata import OWNERS, table, totals_metadata
 from ops_pipeline.defs.resources import OperationsDatabase
+from ops_pipeline.defs.usage.calls import CALLS
 from ops_pipeline.defs.usage.partitions import UsagePartitions, hour_key, hour_of
 from ops_pipeline.operations.outcomes import record_outcome
 from ops_pipeline.reconcile import Outcome
@@ -70,6 +71,7 @@ def hourly_asset(settings: Settings, partitions: UsagePartitions) -> AssetsDefin
 
     @asset(
         name=NAME,
+        deps=[CALLS],
         partitions_def=partitions.hours,
         backfill_policy=BackfillPolicy.single_run(),
         output_required=False,
