@@ -26,7 +26,7 @@ from ops_pipeline.database.migrate import migrate as migrate_database
 from ops_pipeline.database.types import parse_instant
 from ops_pipeline.operations.checks import check_deployment
 from ops_pipeline.operations.variables import check_variables
-from ops_pipeline.settings import Settings, SettingsError, given_variables, load_settings
+from ops_pipeline.settings import Settings, SettingsError, given_variables, load_settings, secret_variable
 from ops_pipeline.usage.hours import floor_hour
 
 Grouping = Literal["model", "user", "app", "provider", "type", "hour", "day"]
@@ -59,17 +59,25 @@ def check() -> None:
     """Validate every variable and try every configured connection; exit status 1 if one fails."""
     settings = _settings()
     results = check_deployment(settings, datetime.now(UTC))
+    results += _check_files(settings)
     told = {result.name for result in results}
+    reached = all(result.ok for result in results if result.name in {"DATABASE_URL", "schema"})
     results += check_variables(settings, given_variables(), except_for=told)
-    if all(result.ok for result in results):
-        results += _check_domains(settings)
+    if reached:
+        results += _check_tables(settings)
     for result in results:
         click.echo(f"{_mark(result)} {result.name}: {result.detail}")
     if not all(result.ok for result in results):
         sys.exit(1)
 
 
-def _check_domains(settings: Settings) -> list[Check]:
+def _check_files(settings: Settings) -> list[Check]:
+    from ops_pipeline.usage.checks import check_probes  # noqa: PLC0415
+
+    return check_probes(settings.model_probes_file, secret_variable)
+
+
+def _check_tables(settings: Settings) -> list[Check]:
     from ops_pipeline.usage.checks import check_usage  # noqa: PLC0415
 
     engine = connect(settings.operations_url())

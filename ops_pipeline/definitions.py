@@ -3,10 +3,10 @@
 import warnings
 from typing import Any
 
-from dagster import Definitions, in_process_executor
+from dagster import Definitions, in_process_executor, mem_io_manager
 from dagster_shared.utils.warnings import BetaWarning
 
-from ops_pipeline.defs.resources import OperationsDatabase
+from ops_pipeline.defs.resources import IN_MEMORY, OperationsDatabase
 from ops_pipeline.defs.usage.build import usage_defs
 from ops_pipeline.settings import load_settings
 
@@ -23,7 +23,7 @@ def build_defs(*, database: OperationsDatabase | None = None, **overrides: Any) 
     """
     settings = load_settings(**overrides)
     common = Definitions(
-        resources={"database": database or OperationsDatabase()},
+        resources={"database": database or OperationsDatabase(), IN_MEMORY: mem_io_manager},
         # One process per run: a run costs 1.7 s instead of the 3.4 s of a process per step.
         executor=in_process_executor,
     )

@@ -108,6 +108,10 @@ class Settings(BaseSettings):
     stale_model_calls_alarm_share: float = Field(
         default=0.2, gt=0, le=1, description="From which share of the recent calls on time-outs raise an alarm."
     )
+    check_model_status_cron_time: CronText = Field(
+        default="0 */6 * * *", description="When models are probed, once the schedule is switched on."
+    )
+    model_probes_file: Path | None = Field(default=None, description="The YAML file of models to probe.")
     usage_report_days: int = Field(
         default=7, ge=0, le=366, description="For how many days back a report is made without being asked for."
     )
@@ -161,6 +165,12 @@ class Settings(BaseSettings):
 def given_variables() -> set[str]:
     """The names of all variables that are set, in the environment or in `.env`."""
     return set(os.environ) | set(dotenv_values(".env"))
+
+
+def secret_variable(name: str) -> SecretStr | None:
+    """The value of a variable that a file names, for example an API key; None when it is not set or empty."""
+    value = os.environ.get(name) or dotenv_values(".env").get(name)
+    return SecretStr(value) if value else None
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -3,12 +3,16 @@
 What belongs here: opening and closing of what runs, schedules and sensors need.
 """
 
-from dagster import ConfigurableResource, InitResourceContext
+from dagster import ConfigurableResource, InitResourceContext, Out
 from pydantic import Field, PrivateAttr
 from sqlalchemy import Engine
 
 from ops_pipeline.database.engine import connect
 from ops_pipeline.settings import load_settings
+
+IN_MEMORY = "in_memory"
+HANDED_ON = Out(io_manager_key=IN_MEMORY)
+"""What one op of a job hands to the next: nothing of it is kept on disk, since all of a run is one process."""
 
 
 class OperationsDatabase(ConfigurableResource):

@@ -5,8 +5,11 @@ What belongs here: looking, with advice. Nothing is changed: the writes that are
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 
+from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, delete, false, insert, literal, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -14,6 +17,7 @@ from ops_pipeline.checking import Check
 from ops_pipeline.database.engine import reading, writing
 from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.usage.hours import hour_text
+from ops_pipeline.usage.probes.targets import ProbesFileError, read_probes
 from ops_pipeline.usage.progress import EARLIEST_HOUR, first_wanted_hour
 from ops_pipeline.usage.tables import metadata, model_calls
 
@@ -58,3 +62,20 @@ def _first_call(first: datetime | None, start: datetime) -> Check:
         )
         return Check(name, ok=True, detail=detail, warning=True)
     return Check(name, ok=True, detail=f"the first call lies in the hour {hour_text(first)}")
+
+
+def check_probes(path: Path | None, variable: Callable[[str], SecretStr | None]) -> list[Check]:
+    """Read the file of models to probe, and look for the keys that it names.
+
+    Args:
+        path: MODEL_PROBES_FILE.
+        variable: the value of an environment variable; None when it is not set.
+    """
+    name = "MODEL_PROBES_FILE"
+    if path is None:
+        return []
+    try:
+        probes = read_probes(path, variable)
+    except ProbesFileError as error:
+        return [Check(name, ok=False, detail=line) for line in str(error).splitlines()]
+    return [Check(name, ok=True, detail=f"{path} lists {len(probes.file.models)} models, and every key is set")]

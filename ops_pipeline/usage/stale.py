@@ -30,7 +30,7 @@ EXAMPLES = 20
 FIRST_BATCH, SMALLEST_BATCH, LARGEST_BATCH = 1_000, 100, 20_000
 BATCH_SECONDS = 0.2
 """What a batch aims at. The rows are locked until it commits, and a gateway that ends one of them waits so long."""
-EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,10 @@ class StaleGroup:
 
 @dataclass(frozen=True)
 class StaleCalls:
-    """What a look found, by the database's clock at `now`; `processing` counts the calls that are not stale too."""
+    """What a look found, by the database's clock at `now`; `processing` counts the calls that are not stale too.
+
+    `oldest` is None when nothing is processing, or nothing with a time that Python knows.
+    """
 
     now: datetime
     processing: int
@@ -272,9 +275,12 @@ def _stale(now: datetime, policy: StalePolicy) -> ColumnElement[bool]:
 
 
 def _start(called: ColumnElement[Any]) -> ColumnElement[datetime]:
-    """The start of a call, or 1970 for times before it, which Python may not know."""
-    known = instant_order(called) >= instant_order(EARLIEST)
-    return case((known, readable_instant(called)), else_=literal(EARLIEST, type_=model_calls.c.called_at.type))
+    """The start of a call: 1970 for times before it, NULL from the year 9999 on, since Python may not know them."""
+    order, earliest = instant_order(called), literal(EARLIEST, type_=model_calls.c.called_at.type)
+    return case(
+        (order < instant_order(EARLIEST), earliest),
+        (order < instant_order(LATEST), readable_instant(called)),
+    )
 
 
 def look_for_alarm(connection: Connection, now: datetime, policy: StalePolicy, cleaned: Cleaned | None) -> Alarm:
@@ -312,7 +318,7 @@ def alarm_of(calls: int, failed: int, cleaned: int, alarm_share: float) -> Alarm
     """
     older = max(0, cleaned - failed)
     timed_out, total = failed + older, calls + older
-    return Alarm(timed_out, total, raised=total >= FEWEST_RECENT and timed_out >= alarm_share * total)
+    return Alarm(timed_out, total, raised=total >= FEWEST_RECENT and timed_out / total >= alarm_share)
 
 
 def outcome_of(found: StaleCalls, cleaned: Cleaned, policy: StalePolicy) -> Outcome:

@@ -49,6 +49,14 @@ class Deployment:
             raise_on_error=False,
         )
 
+    def run_job(self, job: str, **config: Any) -> ExecuteInProcessResult:
+        """Run a job without partitions, with the config of each op by name; never raises, look at `success`."""
+        return self.definitions.resolve_job_def(job).execute_in_process(
+            instance=self.instance,
+            run_config={"ops": {op: {"config": values} for op, values in config.items()}} if config else None,
+            raise_on_error=False,
+        )
+
     def run_requests(self, requests: Sequence[RunRequest], default_job: str = "hourly_model_usage_job") -> list[bool]:
         """Do what a schedule or sensor asked for; whether each run succeeded."""
         return [

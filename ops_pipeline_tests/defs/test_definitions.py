@@ -69,12 +69,19 @@ def test_every_asset_tells_the_operator_what_it_is(definitions: Definitions) -> 
         "daily_model_usage",
         "monthly_model_usage",
         "usage_report",
+        "model_calls",
+        "model_statuses",
     }
     for spec in specs:
         assert spec.description and spec.group_name == "usage" and spec.owners and spec.kinds, spec.key
 
 
-def test_every_schedule_sensor_and_job_has_a_description_and_starts_switched_on(definitions: Definitions) -> None:
+COSTS_MONEY = {"check_model_status_schedule", "failing_models_sensor"}
+
+
+def test_every_schedule_sensor_and_job_has_a_description_and_starts_switched_on_unless_it_costs_money(
+    definitions: Definitions,
+) -> None:
     repository = definitions.get_repository_def()
     automations = [*repository.schedule_defs, *repository.sensor_defs]
     assert {one.name for one in automations} == {
@@ -83,9 +90,12 @@ def test_every_schedule_sensor_and_job_has_a_description_and_starts_switched_on(
         "late_model_calls_sensor",
         "usage_rollups_sensor",
         "usage_partition_status_sensor",
+        "cleanup_stale_model_calls_schedule",
+        *COSTS_MONEY,
     }
     for one in automations:
-        assert one.description and one.default_status.value == "RUNNING", one.name
+        expected = "STOPPED" if one.name in COSTS_MONEY else "RUNNING"
+        assert one.description and one.default_status.value == expected, one.name
     for job in repository.get_all_jobs():
         if not job.name.startswith("__"):
             assert job.description and job.tags["ops_pipeline/job"] == job.name
@@ -98,5 +108,7 @@ def test_every_check_has_a_description(definitions: Definitions) -> None:
         "no_absurd_values",
         "days_match_their_hours",
         "months_match_their_days",
+        "calls_come_to_an_end",
+        "models_answer",
     }
     assert all(spec.description for spec in specs)

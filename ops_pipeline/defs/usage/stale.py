@@ -19,7 +19,6 @@ from dagster import (
     SkipReason,
     in_process_executor,
     job,
-    mem_io_manager,
     op,
     schedule,
 )
@@ -27,8 +26,8 @@ from pydantic import Field
 
 from ops_pipeline.database.engine import reading
 from ops_pipeline.database.errors import DatabaseProblem
-from ops_pipeline.defs.metadata import OWNERS, outcome_metadata, table
-from ops_pipeline.defs.resources import OperationsDatabase
+from ops_pipeline.defs.metadata import JOB_METADATA, outcome_metadata, table
+from ops_pipeline.defs.resources import HANDED_ON, OperationsDatabase
 from ops_pipeline.defs.runs import in_flight_text, job_tags
 from ops_pipeline.defs.usage.calls import CALLS, alarm_evaluation
 from ops_pipeline.operations.outcomes import record_outcome
@@ -69,14 +68,17 @@ def cleanup_job(settings: Settings) -> JobDefinition:
     """Build the job for a deployment's settings."""
     policy = stale_policy(settings)
 
-    @op(description="Finds calls that are processing for longer than their type may take, by the database's clock.")
+    @op(
+        out=HANDED_ON,
+        description="Finds calls that are processing for longer than their type may take.",
+    )
     def observe_stale_model_calls(context: OpExecutionContext, database: OperationsDatabase) -> StaleCalls:
         with reading(database.engine) as connection:
             found = find_stale(connection, policy)
         context.add_output_metadata({"processing": found.processing, "stale": found.calls})
         return found
 
-    @op(description="Shows what would be failed, by model and type.")
+    @op(out=HANDED_ON, description="Shows what would be failed, by model and type.")
     def plan_stale_model_calls(context: OpExecutionContext, found: StaleCalls) -> StaleCalls:
         context.add_output_metadata({"stale": found.calls, "changes": _plan_table(plan_stale(found))})
         return found
@@ -110,9 +112,8 @@ def cleanup_job(settings: Settings) -> JobDefinition:
     @job(
         name=JOB,
         executor_def=in_process_executor,
-        resource_defs={"io_manager": mem_io_manager},
         tags=job_tags(JOB),
-        owners=OWNERS,
+        metadata=JOB_METADATA,
         description="Calls that are processing for too long become failed, since whoever made them died.",
     )
     def cleanup_stale_model_calls() -> None:
@@ -165,7 +166,9 @@ def cleanup_schedule(settings: Settings, cleanup: JobDefinition) -> ScheduleDefi
 
 
 def _skip_text(found: StaleCalls) -> str:
-    if found.oldest is None:
+    if not found.processing:
         return "No stale calls: none is processing."
+    if found.oldest is None:
+        return f"No stale calls: 0 of {found.processing} processing, none of them since a readable time."
     minutes = (found.now - found.oldest) / timedelta(minutes=1)
     return f"No stale calls: 0 of {found.processing} processing, the oldest for {minutes:.0f} minutes."
