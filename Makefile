@@ -27,6 +27,8 @@ lint: setup
 bench: setup
 	scripts/install-servers.sh
 	$(BIN)/python -m benchmarks.usage
+	$(BIN)/python -m benchmarks.stale
+	$(BIN)/python -m benchmarks.probes
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -107,7 +107,7 @@ def skip_text(plan: CatchUp, closed_until: datetime) -> str:
         more = f" and {len(plan.given_up) - 5} more" if len(plan.given_up) > 5 else ""
         parts.append(
             f"{len(plan.given_up)} hours failed too often and wait for a person: {hours}{more}. The reasons are in the"
-            " table usage_hour_attempts; launch these partitions by hand once they are mended."
+            " table usage_hour_attempts; they run again when their calls are corrected, or when launched by hand."
         )
     return " ".join(parts) or f"Every hour up to {hour_text(closed_until)} is done."
 
