@@ -251,7 +251,8 @@ def _(element: InstantOrder, compiler: SQLCompiler, **kw: Any) -> str:
 
 @compiles(ReadableInstant, "sqlite")
 def _(element: ReadableInstant, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"strftime('%Y-%m-%d %H:%M:%f', {parts(element, compiler, **kw)[0]})"
+    # Through a number: SQLite repeats a 30th of February as it stands, and Python knows none.
+    return f"strftime('%Y-%m-%d %H:%M:%f', julianday({parts(element, compiler, **kw)[0]}))"
 
 
 @compiles(AnyOf, "postgresql")

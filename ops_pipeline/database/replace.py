@@ -26,7 +26,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ops_pipeline.database.types import Rows
 
-
 LOOPED_OVER = 10_000
 """Up to so many rows are staged without statistics."""
 

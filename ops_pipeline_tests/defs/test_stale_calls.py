@@ -18,7 +18,9 @@ from dagster import (
     RunRequest,
     SkipReason,
 )
+from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.test_utils import create_run_for_test
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from sqlalchemy import Engine
 
 from ops_pipeline.definitions import build_defs
@@ -35,6 +37,10 @@ SCHEDULE = f"{JOB}_schedule"
 CALLS = AssetKey("model_calls")
 MINUTE = timedelta(minutes=1)
 TIMED_OUT = "Timeout: Processing exceeded 30 minutes"
+TARGET = LoadableTargetOrigin(module_name="ops_pipeline.definitions")
+LOCATION = ManagedGrpcPythonEnvCodeLocationOrigin(TARGET, location_name="ops_pipeline")
+ORIGIN = RemoteJobOrigin(RemoteRepositoryOrigin(LOCATION, "__repository__"), JOB)
+"""Where a queued run's job is found."""
 
 
 def processing(minutes: float, **fields: Any) -> dict[str, Any]:
@@ -53,6 +59,15 @@ def skipped(requests: list[RunRequest] | SkipReason) -> str:
 
 def statuses(engine: Engine) -> list[str]:
     return [row["status"] for row in rows(engine, model_calls)]
+
+
+def outputs(result: ExecuteInProcessResult) -> dict[str | None, dict[str, Any]]:
+    """The metadata of each step's output."""
+    return {
+        event.step_key: {name: value.value for name, value in event.step_output_data.metadata.items()}
+        for event in result.all_events
+        if event.event_type_value == "STEP_OUTPUT"
+    }
 
 
 def observation(result: ExecuteInProcessResult) -> AssetObservation:
@@ -113,14 +128,10 @@ def test_a_run_cleans_up_and_says_what_it_did(engine: Engine, instance: DagsterI
     assert f"| {TIMED_OUT} | 3 |" in shown["reasons"]
 
 
-def test_the_plan_can_be_read_in_the_run(engine: Engine, instance: DagsterInstance) -> None:
-    write(engine, processing(45), processing(44), processing(5))
-    result = deployment(engine, instance).run_job(JOB)
-    shown = {
-        event.step_key: {name: value.value for name, value in event.step_output_data.metadata.items()}
-        for event in result.all_events
-        if event.event_type_value == "STEP_OUTPUT"
-    }
+def test_the_plan_can_be_read_in_the_run(sqlite_engine: Engine, instance: DagsterInstance) -> None:
+    write(sqlite_engine, processing(45), processing(44), processing(5))
+    result = deployment(sqlite_engine, instance).run_job(JOB)
+    shown = outputs(result)
     assert shown["observe_stale_model_calls"] == {"processing": 3, "stale": 2}
     plan = shown["plan_stale_model_calls"]
     assert plan["stale"] == 2
@@ -129,42 +140,37 @@ def test_the_plan_can_be_read_in_the_run(engine: Engine, instance: DagsterInstan
     assert shown["apply_stale_model_calls"]["changed"] == 2
 
 
-def test_a_run_with_nothing_to_do_says_so(engine: Engine, instance: DagsterInstance) -> None:
-    write(engine, processing(5), call())
-    result = deployment(engine, instance).run_job(JOB)
+def test_a_run_with_nothing_to_do_says_so(sqlite_engine: Engine, instance: DagsterInstance) -> None:
+    write(sqlite_engine, processing(5), call())
+    result = deployment(sqlite_engine, instance).run_job(JOB)
     assert result.success
     shown = numbers(observation(result))
     assert (shown["scanned"], shown["changed"], shown["oldest_call"], shown["examples"]) == (1, 0, "none", "None.")
-    (outcome,) = rows(engine, job_outcomes)
+    (outcome,) = rows(sqlite_engine, job_outcomes)
     assert [outcome[name] for name in ("scanned", "changed", "skipped", "failed")] == [1, 0, 0, 0]
     assert evaluation(result).passed
 
 
-def test_a_dry_run_changes_nothing_and_counts_as_no_clean_up(engine: Engine, instance: DagsterInstance) -> None:
-    write(engine, processing(45), processing(5))
-    before = rows(engine, model_calls)
-    home = deployment(engine, instance)
+def test_a_dry_run_changes_nothing_and_counts_as_no_clean_up(sqlite_engine: Engine, instance: DagsterInstance) -> None:
+    write(sqlite_engine, processing(45), processing(5))
+    before = rows(sqlite_engine, model_calls)
+    home = deployment(sqlite_engine, instance)
     result = home.run_job(JOB, apply_stale_model_calls={"dry_run": True})
     assert result.success
-    assert rows(engine, model_calls) == before
-    assert rows(engine, job_outcomes) == []
+    assert rows(sqlite_engine, model_calls) == before
+    assert rows(sqlite_engine, job_outcomes) == []
     assert not [event for event in result.all_events if event.event_type_value == "ASSET_OBSERVATION"]
     assert result.get_asset_check_evaluations() == []
-    (plan,) = [
-        event.step_output_data.metadata
-        for event in result.all_events
-        if event.event_type_value == "STEP_OUTPUT" and event.step_key == "plan_stale_model_calls"
-    ]
-    assert plan["stale"].value == 1
+    assert outputs(result)["plan_stale_model_calls"]["stale"] == 1
     assert home.run_job(JOB).success
-    assert statuses(engine) == ["failed", "processing"]
+    assert statuses(sqlite_engine) == ["failed", "processing"]
 
 
-def test_a_run_that_cannot_look_fails_and_records_nothing(engine: Engine, instance: DagsterInstance) -> None:
+def test_a_run_that_cannot_look_fails_and_records_nothing(sqlite_engine: Engine, instance: DagsterInstance) -> None:
     """The original returned "0 cleaned" on any error."""
-    execute(engine, "DROP TABLE model_calls")
-    assert not deployment(engine, instance).run_job(JOB).success
-    assert rows(engine, job_outcomes) == []
+    execute(sqlite_engine, "DROP TABLE model_calls")
+    assert not deployment(sqlite_engine, instance).run_job(JOB).success
+    assert rows(sqlite_engine, job_outcomes) == []
 
 
 def test_a_run_that_fails_in_the_middle_is_red_and_tells_how_far_it_came(
@@ -186,10 +192,10 @@ def test_a_run_that_fails_in_the_middle_is_red_and_tells_how_far_it_came(
 # The alarm
 
 
-def test_few_time_outs_among_many_calls_are_no_alarm(engine: Engine, instance: DagsterInstance) -> None:
+def test_few_time_outs_among_many_calls_are_no_alarm(sqlite_engine: Engine, instance: DagsterInstance) -> None:
     moment = datetime.now(UTC) - 60 * MINUTE
-    write(engine, *(call(moment) for _ in range(40)), *(processing(60) for _ in range(5)))
-    result = deployment(engine, instance).run_job(JOB)
+    write(sqlite_engine, *(call(moment) for _ in range(40)), *(processing(60) for _ in range(5)))
+    result = deployment(sqlite_engine, instance).run_job(JOB)
     found = evaluation(result)
     assert found.passed
     assert numbers(found) == {"timed_out": 5, "calls": 45, "share": 5 / 45}
@@ -212,19 +218,19 @@ def test_a_mass_of_stale_calls_is_an_alarm_and_cleaned_up_all_the_same(
     assert rows(engine, job_outcomes)[0]["changed"] == 30
 
 
-def test_the_share_of_an_alarm_can_be_set(engine: Engine, instance: DagsterInstance) -> None:
+def test_the_share_of_an_alarm_can_be_set(sqlite_engine: Engine, instance: DagsterInstance) -> None:
     moment = datetime.now(UTC) - 60 * MINUTE
-    write(engine, *(call(moment) for _ in range(40)), *(processing(60) for _ in range(5)))
-    home = deployment(engine, instance, stale_model_calls_alarm_share=0.1)
+    write(sqlite_engine, *(call(moment) for _ in range(40)), *(processing(60) for _ in range(5)))
+    home = deployment(sqlite_engine, instance, stale_model_calls_alarm_share=0.1)
     assert not evaluation(home.run_job(JOB)).passed
 
 
-def test_the_alarm_ends_when_calls_end_again(engine: Engine, instance: DagsterInstance) -> None:
+def test_the_alarm_ends_when_calls_end_again(sqlite_engine: Engine, instance: DagsterInstance) -> None:
     stale = [processing(60) for _ in range(30)]
-    write(engine, *stale)
-    home = deployment(engine, instance)
+    write(sqlite_engine, *stale)
+    home = deployment(sqlite_engine, instance)
     assert not evaluation(home.run_job(JOB)).passed
-    execute(engine, "UPDATE model_calls SET status = 'success'")
+    execute(sqlite_engine, "UPDATE model_calls SET status = 'success'")
     found = evaluation(home.run_job(JOB))
     assert found.passed
     assert numbers(found) == {"timed_out": 0, "calls": 30, "share": 0.0}
@@ -290,21 +296,21 @@ def test_a_stale_call_launches_one_run_that_cleans_it_up(engine: Engine, instanc
 
 @pytest.mark.parametrize("status", [DagsterRunStatus.QUEUED, DagsterRunStatus.STARTED])
 def test_while_a_run_is_on_its_way_no_other_is_launched(
-    engine: Engine, instance: DagsterInstance, status: DagsterRunStatus
+    sqlite_engine: Engine, instance: DagsterInstance, status: DagsterRunStatus
 ) -> None:
     """A run that took longer than five minutes was overtaken by the next one."""
-    write(engine, processing(45))
-    home = deployment(engine, instance)
-    run = create_run_for_test(instance, JOB, status=status)
+    write(sqlite_engine, processing(45))
+    home = deployment(sqlite_engine, instance)
+    run = create_run_for_test(instance, JOB, status=status, remote_job_origin=ORIGIN)
     assert skipped(tick(home)) == f"{JOB} is {status.value.lower()} (run {run.run_id[:8]})."
     instance.report_run_canceled(run)
     assert isinstance(tick(home), list)
 
 
-def test_runs_of_other_jobs_hold_up_nothing(engine: Engine, instance: DagsterInstance) -> None:
-    write(engine, processing(45))
+def test_runs_of_other_jobs_hold_up_nothing(sqlite_engine: Engine, instance: DagsterInstance) -> None:
+    write(sqlite_engine, processing(45))
     create_run_for_test(instance, "hourly_model_usage_job", status=DagsterRunStatus.STARTED)
-    assert isinstance(tick(deployment(engine, instance)), list)
+    assert isinstance(tick(deployment(sqlite_engine, instance)), list)
 
 
 def test_when_the_look_fails_a_run_is_launched_so_that_the_failure_is_seen(
@@ -365,15 +371,15 @@ def test_limits_that_cannot_be_meant_are_refused_by_name(
 
 
 def test_limits_of_types_reach_schedule_and_run(
-    engine: Engine, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    sqlite_engine: Engine, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(engine, processing(10, type="embedding"), processing(3, type="embedding"), processing(10))
-    assert isinstance(tick(deployment(engine, instance)), SkipReason)
+    write(sqlite_engine, processing(10, type="embedding"), processing(3, type="embedding"), processing(10))
+    assert isinstance(tick(deployment(sqlite_engine, instance)), SkipReason)
     monkeypatch.setenv("STALE_MODEL_CALL_MINUTES_BY_TYPE", "embedding=5")
-    home = deployment(engine, instance)
+    home = deployment(sqlite_engine, instance)
     requests = tick(home)
     assert isinstance(requests, list)
     assert home.run_requests(requests, JOB) == [True]
-    (failed,) = [row for row in rows(engine, model_calls) if row["status"] == "failed"]
+    (failed,) = [row for row in rows(sqlite_engine, model_calls) if row["status"] == "failed"]
     assert (failed["type"], failed["error_reason"]) == ("embedding", "Timeout: Processing exceeded 5 minutes")
     assert failed["duration_seconds"] == 300.0
