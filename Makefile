@@ -17,6 +17,7 @@ run: setup
 
 test: setup
 	scripts/install-servers.sh
+	scripts/install-provider.sh
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: setup
@@ -31,7 +32,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.probes
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .venv-provider build *.egg-info
 
 # Needs uv (pip install uv).
 lock:

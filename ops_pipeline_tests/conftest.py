@@ -11,9 +11,11 @@ from sqlalchemy import Engine
 
 from ops_pipeline.database.engine import connect
 from ops_pipeline.database.migrate import migrate
+from ops_pipeline.settings import Settings
 from ops_pipeline_tests.servers import PostgresServer, postgres
 
-VARIABLES = ("DATABASE_URL", "DAGSTER_HOME", "MODEL_CALL", "LATE_MODEL_CALLS", "USAGE_REPORT", "REPORTS_DIR")
+OURS = {name.upper() for name in Settings.model_fields}
+"""Every variable that a developer may have set for a deployment of their own."""
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +24,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import os
 
     for name in list(os.environ):
-        if name.startswith(VARIABLES):
+        if name.upper() in OURS:
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 

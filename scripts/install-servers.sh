@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
 # The servers that the tests start privately, from Debian packages.
 set -euo pipefail
-exec "$(dirname "$0")/apt-install.sh" postgresql
+exec "$(dirname "$0")/apt-install.sh" postgresql redis-server

@@ -81,9 +81,9 @@ def range_request(
     return RunRequest(run_key=run_key, job_name=job_name, run_config=run_config or {}, tags=tags)
 
 
-def job_tags(job_name: str) -> dict[str, str]:
+def job_tags(job_name: str, longest_seconds: float = MAX_RUNTIME_SECONDS) -> dict[str, str]:
     """The tags of every run of a job: it does not overlap itself, and does not hang for ever."""
-    return {JOB_TAG: job_name, MAX_RUNTIME_SECONDS_TAG: str(MAX_RUNTIME_SECONDS)}
+    return {JOB_TAG: job_name, MAX_RUNTIME_SECONDS_TAG: str(max(MAX_RUNTIME_SECONDS, round(longest_seconds)))}
 
 
 def in_flight_text(instance: DagsterInstance, job_name: str) -> str | None:

@@ -46,4 +46,6 @@ def _line(settings: Settings, name: str, field: str) -> Check:
 def _text(value: Any) -> str:
     if isinstance(value, SecretStr):
         return "set" if value.get_secret_value() else "not set"
+    if isinstance(value, dict):
+        return ",".join(f"{key}={one}" for key, one in value.items())
     return "not set" if value is None else str(value)

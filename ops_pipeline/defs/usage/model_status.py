@@ -43,15 +43,25 @@ from ops_pipeline.database.engine import database_now, reading
 from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.defs.metadata import JOB_METADATA, OWNERS, outcome_metadata, table
 from ops_pipeline.defs.resources import HANDED_ON, OperationsDatabase
-from ops_pipeline.defs.runs import in_flight_text, job_tags
+from ops_pipeline.defs.runs import in_flight_text, job_tags, resting_until
 from ops_pipeline.operations.outcomes import record_outcome
 from ops_pipeline.reconcile import changes_table
 from ops_pipeline.settings import Settings
 from ops_pipeline.usage.probes.answers import UNAVAILABLE
-from ops_pipeline.usage.probes.check import Report, check_models, outcome_of, plan_of
+from ops_pipeline.usage.probes.check import Report, check_models, longest_check_seconds, outcome_of, plan_of
 from ops_pipeline.usage.probes.figures import ModelRow, model_rows
-from ops_pipeline.usage.probes.states import PROBE, TRAFFIC, Intent, Status, failing, name_of, plan_probes
-from ops_pipeline.usage.probes.store import Transition, read_statuses, read_traffic
+from ops_pipeline.usage.probes.states import (
+    PROBE,
+    TRAFFIC,
+    Intent,
+    Status,
+    Traffic,
+    failing,
+    intent_for,
+    name_of,
+    plan_probes,
+)
+from ops_pipeline.usage.probes.store import Transition, read_statuses, read_traffic, spent_on
 from ops_pipeline.usage.probes.targets import Probes
 
 JOB = "check_model_status"
@@ -160,7 +170,8 @@ def check_job(probes: Probes | None) -> JobDefinition:
     @job(
         name=JOB,
         executor_def=in_process_executor,
-        tags=job_tags(JOB),
+        # Twice as long as all deadlines together: a check that is killed has reported nothing.
+        tags=job_tags(JOB, 2 * longest_check_seconds(probes.file) if probes else 0),
         metadata=JOB_METADATA,
         description="Probes the models that no real call has proved lately, and keeps the state of each.",
     )
@@ -202,21 +213,19 @@ def _report(context: OpExecutionContext, database: OperationsDatabase, probes: P
 
 
 _STATES = ("available", "limited", "unavailable", "not_tested")
-_HEADER = ("provider", "model", "type", "state", "p50 ms", "p95 ms", "since", "up 24 h", "up 7 d", "last error")
+_HEADER = ("model", "type", "state", "since (UTC)", "p50 ms", "p95 ms", "up 24 h", "up 7 d", "last error")
 
 
 def _cells(row: ModelRow) -> tuple[object, ...]:
     since = row.status.changed_at
-    error = (
-        f"{row.status.error_code}: {row.status.error_message}" if row.status.error_code else row.status.error_message
-    )
     return (
-        *row.key,
+        name_of(row.key),
+        row.key[2],
         row.status.state,
+        f"{since:%d %b %H:%M}" if since else "",
         *("" if value is None else f"{value:.0f}" for value in (row.p50_ms, row.p95_ms)),
-        f"{since:%Y-%m-%d %H:%M}" if since else "",
-        *("" if value is None else f"{value:.2%}" for value in (row.uptime_day, row.uptime_week)),
-        error,
+        *("" if value is None else f"{value:.1%}" for value in (row.uptime_day, row.uptime_week)),
+        ": ".join(word for word in (row.status.error_code, row.status.error_message) if word),
     )
 
 
@@ -280,6 +289,22 @@ def check_schedule(settings: Settings, check: JobDefinition, probes: Probes | No
     return tick
 
 
+def _to_look_at(connection: Connection, probes: Probes) -> set[str]:
+    """The names of models whose calls fail and that a run would probe: others would be asked for every minute."""
+    now, file = database_now(connection), probes.file
+    traffic, statuses = read_traffic(connection, file, now), read_statuses(connection)
+    sent, credits = spent_on(connection, now)
+    names = set()
+    for target in file.models:
+        calls, status = traffic.get(target.key, Traffic()), statuses.get(target.key, Status())
+        looked_at = status.checked_at is not None and now - status.checked_at < timedelta(minutes=file.traffic_minutes)
+        affordable = sent < file.probes_per_day and credits + target.expected_credits <= file.credits_per_day
+        wanted = intent_for(file, target, status, calls, asked=True).action == PROBE
+        if failing(file, calls) and wanted and affordable and not looked_at:
+            names.add(name_of(target.key))
+    return names
+
+
 def failing_models_sensor(probes: Probes | None) -> SensorDefinition:
     """Build the sensor that has models probed whose real calls fail, off until somebody switches it on."""
 
@@ -297,19 +322,17 @@ def failing_models_sensor(probes: Probes | None) -> SensorDefinition:
         busy = in_flight_text(context.instance, JOB)
         if busy:
             return SkipReason(busy)
+        until = resting_until(context.instance, JOB, datetime.now(UTC))
+        if until:
+            return SkipReason(
+                f"The last runs of {JOB} failed: read why there. The next try is at {until:%H:%M:%S} UTC."
+            )
         with reading(database.engine) as connection:
-            now = database_now(connection)
-            traffic = read_traffic(connection, probes.file, now)
-            statuses = read_statuses(connection)
-        rest = timedelta(minutes=probes.file.traffic_minutes)
-        names = []
-        for target in probes.file.models:
-            calls, status = traffic.get(target.key), statuses.get(target.key, Status())
-            looked_at = status.checked_at is not None and now - status.checked_at < rest
-            if calls and failing(probes.file, calls) and not looked_at:
-                names.append(name_of(target.key))
+            names = _to_look_at(connection, probes)
         if not names:
-            return SkipReason("No model's real calls fail in a large share, other than ones looked at just now.")
-        return RunRequest(run_config={"ops": {"observe_model_status": {"config": {"only": sorted(set(names))}}}})
+            return SkipReason(
+                "No model's real calls fail in a large share, other than ones that cannot be probed or just were."
+            )
+        return RunRequest(run_config={"ops": {"observe_model_status": {"config": {"only": sorted(names)}}}})
 
     return sense

@@ -57,21 +57,41 @@ _BY_STATUS = {
     503: (UNAVAILABLE, "Model Unavailable"),
 }
 _UNKNOWN = (UNAVAILABLE, "Unknown Error")
-_NO_CREDITS = r"insufficient[ _]quota|quota (has been )?exceeded|exceeded your (current )?quota|billing|credit|balance"
+_NO_CREDITS = (
+    r"insufficient[ _]quota|quota (has been )?exceeded|exceeded your (current )?quota|billing|credit"
+    r"|\bbalance (is )?too low"
+)
+_NO_KEY = (
+    r"(api[ _-]?key|credential)s?\b[^.]{0,40}\b(not valid|invalid|incorrect|expired|missing)"
+    r"|invalid[ _](api[ _-]?key|x-api-key)"
+)
 _NO_MODEL = (
     r"model[^.]{0,80}(not (found|exist|support|available)|does ?n.t exist|does not exist|decommissioned|deprecated)"
     r"|(unknown|invalid|no such) model"
 )
 
 _BY_TEXT: dict[int | None, tuple[tuple[str, str, str], ...]] = {
-    400: ((_NO_MODEL, UNAVAILABLE, "Model Not Found"),),
+    # Gemini answers 400 to a key that it does not know, and Anthropic to an account without money.
+    400: (
+        (_NO_KEY, UNAVAILABLE, "Invalid API Key"),
+        (r"credit balance|insufficient[ _](quota|credits?|balance)", UNAVAILABLE, "No Credits Available"),
+        (_NO_MODEL, UNAVAILABLE, "Model Not Found"),
+    ),
     403: (
-        (r"content|policy|safety|moderation|harm", INCONCLUSIVE, "Content Policy Violation"),
+        (
+            r"content[ _-](policy|filter|management)|\b(policy|safety|moderation|harmful)\b",
+            INCONCLUSIVE,
+            "Content Policy Violation",
+        ),
         (r"region|country|territory|location|geograph", UNAVAILABLE, "Region Restriction"),
         (r"temporar|block|suspicious|abuse|too many", LIMITED, "Temporary Block"),
     ),
     # OpenAI answers 429 to accounts without money too; waiting does not help those.
-    429: ((_NO_CREDITS, UNAVAILABLE, "No Credits Available"),),
+    429: (
+        # "Rate limit reached for gpt. (…) Visit https://platform.openai.com/account/billing to (…)"
+        (r"\brate limit reached", LIMITED, "Rate Limit Exceeded"),
+        (_NO_CREDITS, UNAVAILABLE, "No Credits Available"),
+    ),
     None: (
         (r"time(d)?[ -]?out", UNAVAILABLE, TIMEOUT),
         (rf"quota|{_NO_CREDITS}", UNAVAILABLE, "No Credits Available"),
@@ -113,10 +133,10 @@ def read_answer(type_: str, status: int, body: bytes, *, complete: bool = True) 
 
 def cleaned(answer: Answer, secrets: Iterable[str]) -> Answer:
     """The answer with its message on one line, without keys, and cut."""
-    text = " ".join(answer.error_message.split())
-    for secret in secrets:
-        if secret:
-            text = text.replace(secret, "***")
+    text = _one_line(answer.error_message)
+    # The longest first: what one key leaves of another that it is a part of would stay.
+    for secret in sorted({_one_line(secret) for secret in secrets} - {""}, key=len, reverse=True):
+        text = text.replace(secret, "***")
     # Providers repeat a part of the key: "Incorrect API key provided: sk-proj-abc***xyz".
     text = re.sub(r"(?i)\b(bearer\s+)\S+", r"\1***", text)
     text = re.sub(r"\b(?:sk|pk|rk|gsk|xai|key|AIza|hf|org)[-_][\w*-]{4,}", "***", text)
@@ -159,12 +179,17 @@ def _error_text(parsed: Any, body: bytes) -> str:
 
 
 def _text(body: bytes) -> str:
-    text = re.sub(r"<[^<>]{0,200}>", " ", body[: 4 * LONGEST_MESSAGE].decode("utf-8", "replace"))
+    # Cut far behind what `cleaned` leaves of it: half of a key is not known to be one.
+    return _one_line(re.sub(r"<[^<>]{0,200}>", " ", body.decode("utf-8", "replace")))[: 100 * LONGEST_MESSAGE]
+
+
+def _one_line(text: str) -> str:
+    """The text without control characters and lone surrogates, which databases refuse, and without runs of spaces."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def _chat(parsed: dict[str, Any]) -> bool:
-    return _first(parsed, "choices") is not None
+    return isinstance(_first(parsed, "choices"), dict)
 
 
 def _embedding(parsed: dict[str, Any]) -> bool:

@@ -5,14 +5,14 @@ What belongs here: the sequence. The rules are in `states`, the SQL in `store`, 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from sqlalchemy import Engine
 
 from ops_pipeline.reconcile import Change, Outcome, Plan, Unavailable
-from ops_pipeline.usage.probes.answers import INCONCLUSIVE, Answer
+from ops_pipeline.usage.probes.answers import INCONCLUSIVE, UNREACHABLE, Answer
 from ops_pipeline.usage.probes.client import probe_all
 from ops_pipeline.usage.probes.states import LEAVE, PROBE, TRAFFIC, Intent, name_of, own_network_down
 from ops_pipeline.usage.probes.store import (
@@ -24,7 +24,7 @@ from ops_pipeline.usage.probes.store import (
     reserve,
     retire,
 )
-from ops_pipeline.usage.probes.targets import Key, Probes, Target
+from ops_pipeline.usage.probes.targets import Key, Probes, ProbesFile, Target
 
 Ask = Callable[[Probes, Sequence[Target]], list[Answer]]
 
@@ -83,9 +83,7 @@ def check_models(
     Raises:
         Unavailable: no host at all could be reached; the probes are recorded, and no state was changed.
     """
-    transitions = retire(engine, probes.file, run_id)
-    by_traffic = [one.target for one in intents if one.action == TRAFFIC]
-    transitions += complete_by_traffic(engine, by_traffic, run_id)
+    transitions: list[Transition] = []
     answers: list[tuple[Key, Answer]] = []
     over_budget: list[Key] = []
 
@@ -95,7 +93,9 @@ def check_models(
         over_budget.extend(target.key for target, row in zip(targets, ids, strict=True) if row is None)
         sent = [(row, target) for row, target in zip(ids, targets, strict=True) if row is not None]
         received = ask(probes, [target for _, target in sent])
-        lost = own_network_down([target for _, target in sent], received)
+        # Whoever was reached before vouches for the network: verification asks only those that are down.
+        reached = any(answer.error_code not in UNREACHABLE for _, answer in answers)
+        lost = not reached and own_network_down([target for _, target in sent], received)
         if lost:
             received = [replace(answer, result=INCONCLUSIVE) for answer in received]
         answers.extend((target.key, answer) for (_, target), answer in zip(sent, received, strict=True))
@@ -111,6 +111,9 @@ def check_models(
         return [asked[one.key] for one in found if one.after.candidate]
 
     doubtful = round_of([one.target for one in intents if one.action == PROBE], PROBE_PURPOSE)
+    # Only now: a run that could not look must change no state at all.
+    by_traffic = [one.target for one in intents if one.action == TRAFFIC]
+    transitions += complete_by_traffic(engine, by_traffic, run_id) + retire(engine, probes.file, run_id)
     verified: Counter[Key] = Counter()
     while doubtful := [target for target in doubtful if verified[target.key] < target.verify]:
         sleep(max(target.verify_after_seconds for target in doubtful))
@@ -124,6 +127,18 @@ def check_models(
         answers=tuple(answers),
         flips=_flips(transitions),
     )
+
+
+def longest_check_seconds(file: ProbesFile) -> float:
+    """How long a check may take when no model answers: every deadline of every round, as many at a time as may be."""
+    in_turn: defaultdict[str, float] = defaultdict(float)
+    for target in file.models:
+        rounds = 1 + target.verify
+        at_once = file.provider_concurrency.get(target.provider, 1)
+        in_turn[target.provider] += rounds * target.timeout_seconds / at_once
+    waits = max(target.verify * target.verify_after_seconds for target in file.models)
+    everything = sum((1 + target.verify) * target.timeout_seconds for target in file.models) / file.concurrency
+    return max(*in_turn.values(), everything) + waits
 
 
 def _flips(transitions: Sequence[Transition]) -> tuple[Transition, ...]:

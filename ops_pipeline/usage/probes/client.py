@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +31,7 @@ from ops_pipeline.usage.probes.targets import Probes, Target
 LARGEST_BODY = 1_048_576
 """A small embedding takes 60 kB. More than this is no answer to a probe, and is not read."""
 WORD = "hi"
-# Uncompressed: a few kilobytes of gzip may be gigabytes.
+INVALID_KEY = "Invalid API Key"
 HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "ops_pipeline model probe"}
 
 
@@ -65,6 +67,8 @@ async def _probe_all(probes: Probes, targets: Sequence[Target]) -> list[Answer]:
         async with of_provider[target.provider], at_all:
             return await probe(client, target, probes)
 
+    # Names are looked up in threads, of which a loop has six on two cores: hanging ones would hold up the others.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(probes.file.concurrency))
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(timeout=None, limits=limits, headers=HEADERS) as client:  # noqa: S113 - see probe()
         return list(await asyncio.gather(*(in_turn(target) for target in targets)))
@@ -94,18 +98,32 @@ async def probe(client: httpx.AsyncClient, target: Target, probes: Probes) -> An
 
 async def _body(response: httpx.Response) -> tuple[bytes, bool]:
     body = b""
-    async for part in response.aiter_bytes():
+    # Raw: httpx would unzip all of a part, and a kilobyte that was zipped twice may be gigabytes.
+    async for part in response.aiter_raw():
         body += part
         if len(body) > LARGEST_BODY:
             return body[:LARGEST_BODY], False
-    return body, True
+    zipped = response.headers.get("Content-Encoding", "").lower() == "gzip"
+    return _unzipped(body) if zipped else (body, True)
+
+
+def _unzipped(body: bytes) -> tuple[bytes, bool]:
+    """The body of a provider that zips whatever it was asked for, as far as it is read."""
+    try:
+        unzipped = zlib.decompressobj(wbits=31).decompress(body, LARGEST_BODY + 1)
+    except zlib.error:
+        return body, True
+    return unzipped[:LARGEST_BODY], len(unzipped) <= LARGEST_BODY
 
 
 def _of_exception(error: Exception) -> Answer:
     causes = _causes(error)
     if any(isinstance(cause, socket.gaierror) for cause in causes):
         return Answer(UNAVAILABLE, DNS, "the host's name is not known here")
-    if isinstance(error, httpx.RemoteProtocolError | httpx.DecodingError) and not _closed(error):
+    if isinstance(error, httpx.LocalProtocolError | UnicodeEncodeError):
+        # Of all that is sent, only the key may be like that; the error's own words hold it.
+        return Answer(UNAVAILABLE, INVALID_KEY, "the key holds a character that no header may hold")
+    if isinstance(error, httpx.RemoteProtocolError) and not _closed(error):
         return Answer(UNAVAILABLE, INVALID_RESPONSE, str(error))
     return Answer(UNAVAILABLE, CONNECTION, str(error) or type(error).__name__)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from urllib.parse import urlsplit
 
 from ops_pipeline.usage.probes.answers import (
     AVAILABLE,
@@ -100,7 +101,8 @@ def intent_for(file: ProbesFile, target: Target, status: Status, traffic: Traffi
 def failing(file: ProbesFile, traffic: Traffic) -> bool:
     """True when so large a share of enough recent calls failed that the model must be looked at."""
     calls = traffic.succeeded + traffic.failed
-    return calls >= file.traffic_fewest_calls and traffic.failed >= file.traffic_failure_share * calls
+    # Not multiplied: 0.55 * 100 is a little more than 55.
+    return calls >= file.traffic_fewest_calls and traffic.failed / calls >= file.traffic_failure_share
 
 
 def advance(status: Status, answer: Answer, needed: int, now: datetime) -> Status:
@@ -141,7 +143,7 @@ def advance_by_traffic(status: Status, now: datetime) -> Status:
 
 def own_network_down(targets: Sequence[Target], answers: Sequence[Answer]) -> bool:
     """True when no host at all of several could be reached: that says more about this machine than about models."""
-    hosts = {target.base_url.split("/")[2] for target in targets}
+    hosts = {urlsplit(target.base_url).hostname for target in targets}
     return len(hosts) > 1 and all(answer.error_code in UNREACHABLE for answer in answers)
 
 
@@ -162,7 +164,7 @@ def uptime(changes: Sequence[tuple[datetime, str]], start: datetime, end: dateti
         0 to 1; None when nothing was known during all that time. Times of no knowledge do not count.
     """
     known = up = 0.0
-    following = [at for at, _ in changes[1:]] + [end]
+    following = [*(at for at, _ in changes[1:]), end][: len(changes)]
     for (at, state), until in zip(changes, following, strict=True):
         seconds = (min(until, end) - max(at, start)).total_seconds()
         if seconds <= 0 or state == NOT_TESTED:

@@ -11,13 +11,18 @@ from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
+from yaml.constructor import ConstructorError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from yaml.reader import ReaderError
 
 ProbedType = Literal["chatCompletion", "embedding", "imageGeneration"]
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=300)]
+Name = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")
+]
 Key = tuple[str, str, str]
 """Provider, model and type: one model may be offered by two providers, and for two purposes."""
 
@@ -27,17 +32,20 @@ class ProbesFileError(Exception):
 
 
 def _base_url(text: str) -> str:
-    match = re.fullmatch(r"(https?)://([^/?#@\s]+)(/[^?#\s]*)?", text)
-    if match is None:
+    if re.fullmatch(r"https?://[^/?#@\s]+(/[^?#@\s]*)?", text) is None or not _has_host(text):
+        # Without the text itself, in which a password or a key may stand.
         raise ValueError(
-            f"{_without_login(text)!r} is no base URL; write for example https://api.openai.com/v1 (no user, no"
-            " password, no question mark)"
+            "no base URL; write for example https://api.openai.com/v1 (no user, password or question mark)"
         )
     return text.rstrip("/")
 
 
-def _without_login(text: str) -> str:
-    return re.sub(r"//[^/]*@", "//***@", text)
+def _has_host(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 class _Strict(BaseModel):
@@ -96,6 +104,18 @@ class ProbesFile(_Strict):
     models: tuple[Target, ...] = Field(min_length=1)
 
 
+class _Loader(yaml.SafeLoader):
+    """Names the line of values that cannot be what they look like, such as 2026-13-45, where PyYAML just fails."""
+
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
+        """Construct a value."""
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, TypeError, LookupError, AttributeError):
+            kind = node.tag.rpartition(":")[2]
+            raise ConstructorError(None, None, f"this is no {kind}; write text in quotes", node.start_mark) from None
+
+
 class Probes:
     """A valid file together with the keys that its models need; the keys are in no text of it."""
 
@@ -124,20 +144,33 @@ def read_probes(path: Path, variable: Callable[[str], SecretStr | None]) -> Prob
         ProbesFileError: it cannot be used; every reason is told, none holds a secret.
     """
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        return _read(path, variable)
     except OSError as error:
         raise ProbesFileError(f"{path}: {error.strerror}. Correct MODEL_PROBES_FILE.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark is not None else ""
-        raise ProbesFileError(f"{path}{line}: no YAML: {getattr(error, 'problem', None) or error}") from None
+    except RecursionError:
+        raise ProbesFileError(f"{path}:1: lists and mappings are nested too deeply") from None
+
+
+def _read(path: Path, variable: Callable[[str], SecretStr | None]) -> Probes:
+    content = path.read_bytes()
+    try:
+        text = content.decode()
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ProbesFileError(f"{path}:{line}: not UTF-8: {error.reason}") from None
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ProbesFileError(f"{path}:{line}: no YAML: {error.reason}") from None
+    except yaml.YAMLError as error:
+        raise _refused(path, _of_yaml(error)) from None
     if not isinstance(root, MappingNode):
         raise ProbesFileError(f"{path}:1: no mapping with a list `models`; see docs/usage.md for an example")
-    problems = [(line, text) for line, text in _repeated(root)]
+    problems = _repeated(root, set())
     try:
-        file = ProbesFile.model_validate(yaml.SafeLoader("").construct_document(root))
+        file = ProbesFile.model_validate(_Loader("").construct_document(root))
     except (ValidationError, yaml.YAMLError) as error:
-        problems += _of_validation(root, error)
+        problems += _of_yaml(error) if isinstance(error, yaml.YAMLError) else _of_validation(root, error)
         raise _refused(path, problems) from None
     problems += _of_models(root, file, variable)
     if problems:
@@ -150,12 +183,18 @@ def _refused(path: Path, problems: list[tuple[int, str]]) -> ProbesFileError:
     return ProbesFileError("\n".join(f"{path}:{line}: {text}" for line, text in sorted(set(problems))))
 
 
-def _of_validation(root: Node, error: ValidationError | yaml.YAMLError) -> list[tuple[int, str]]:
-    if isinstance(error, yaml.YAMLError):
-        mark = getattr(error, "problem_mark", None)
-        return [(mark.line + 1 if mark else 1, f"no YAML: {getattr(error, 'problem', error)}")]
+def _of_yaml(error: yaml.YAMLError) -> list[tuple[int, str]]:
+    mark = getattr(error, "problem_mark", None)
+    return [(mark.line + 1 if mark else 1, f"no YAML: {getattr(error, 'problem', None) or error}")]
+
+
+def _of_validation(root: Node, error: ValidationError) -> list[tuple[int, str]]:
     found = []
-    for problem in error.errors(include_input=False, include_url=False):
+    problems = error.errors(include_input=False, include_url=False)
+    for problem in problems:
+        if problem["type"] == "too_short" and any(len(other["loc"]) > len(problem["loc"]) for other in problems):
+            # Of a list with one wrong item, pydantic also says that it is empty.
+            continue
         place = ".".join(str(part) for part in problem["loc"])
         text = "unknown field" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
         found.append((_line(root, problem["loc"]), f"{place}: {text}"))
@@ -169,7 +208,9 @@ def _of_models(root: Node, file: ProbesFile, variable: Callable[[str], SecretStr
     for index, target in enumerate(file.models):
         name = target.api_key_env
         if name and variable(name) is None:
-            text = f"models.{index}.api_key_env: the environment variable {name} is not set"
+            # A name in small letters may be a key that somebody wrote there.
+            shown = f"the environment variable {name}" if name == name.upper() else "this environment variable"
+            text = f"models.{index}.api_key_env: {shown} is not set"
             found.append((_line(root, ("models", index, "api_key_env")), text))
         if times[target.key] > 1:
             text = f"models.{index}: {' '.join(target.key)} stands here {times[target.key]} times"
@@ -196,22 +237,27 @@ def _child(node: Node, part: int | str) -> tuple[int, Node] | None:
     if isinstance(node, SequenceNode) and isinstance(part, int) and part < len(node.value):
         return node.value[part].start_mark.line, node.value[part]
     if isinstance(node, MappingNode):
-        for key, value in node.value:
+        # The last one counts: those that `<<` brought along stand before the node's own.
+        for key, value in reversed(node.value):
             if isinstance(key, ScalarNode) and key.value == str(part):
                 return key.start_mark.line, value
     return None
 
 
-def _repeated(node: Any) -> list[tuple[int, str]]:
+def _repeated(node: Any, seen: set[int]) -> list[tuple[int, str]]:
     """Fields that stand twice in one mapping, of which YAML silently keeps the last."""
     found: list[tuple[int, str]] = []
+    if id(node) in seen:
+        # Through an alias, perhaps of what it stands in.
+        return found
+    seen.add(id(node))
     if isinstance(node, MappingNode):
-        names = Counter(key.value for key, _ in node.value)
+        names = Counter(key.value for key, _ in node.value if isinstance(key, ScalarNode))
         for key, value in node.value:
-            if names[key.value] > 1:
+            if isinstance(key, ScalarNode) and names[key.value] > 1:
                 found.append((key.start_mark.line + 1, f"{key.value} stands here {names[key.value]} times"))
-            found += _repeated(value)
+            found += _repeated(value, seen)
     elif isinstance(node, SequenceNode):
         for value in node.value:
-            found += _repeated(value)
+            found += _repeated(value, seen)
     return found
