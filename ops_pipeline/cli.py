@@ -59,7 +59,7 @@ def check() -> None:
     """Validate every variable and try every configured connection; exit status 1 if one fails."""
     settings = _settings()
     results = check_deployment(settings, datetime.now(UTC))
-    results += _check_files(settings)
+    results += _check_elsewhere(settings)
     told = {result.name for result in results}
     reached = all(result.ok for result in results if result.name in {"DATABASE_URL", "schema"})
     results += check_variables(settings, given_variables(), except_for=told)
@@ -71,10 +71,11 @@ def check() -> None:
         sys.exit(1)
 
 
-def _check_files(settings: Settings) -> list[Check]:
+def _check_elsewhere(settings: Settings) -> list[Check]:
+    from ops_pipeline.checkpoints.checks import check_checkpoints  # noqa: PLC0415
     from ops_pipeline.usage.checks import check_probes  # noqa: PLC0415
 
-    return check_probes(settings.model_probes_file, secret_variable)
+    return check_probes(settings.model_probes_file, secret_variable) + check_checkpoints(settings)
 
 
 def _check_tables(settings: Settings) -> list[Check]:

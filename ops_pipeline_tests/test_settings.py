@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from dagster._utils.schedules import is_valid_cron_string
 
 from ops_pipeline.database.types import parse_instant
@@ -31,6 +32,26 @@ DEFAULTS: dict[str, Any] = {
     "STALE_MODEL_CALLS_ALARM_SHARE": 0.2,
     "CHECK_MODEL_STATUS_CRON_TIME": "0 */6 * * *",
     "MODEL_PROBES_FILE": None,
+    "CHECKPOINT_REDIS_URL": "",
+    "NAUTOBOT_REDIS_HOST": "",
+    "NAUTOBOT_REDIS_PORT": 6379,
+    "NAUTOBOT_REDIS_PASSWORD": "",
+    "LANGGRAPH_REDIS_DB": 2,
+    "CHECKPOINT_CLEANUP_CRON_TIME": "0 3 * * *",
+    "CHECKPOINT_RETENTION_DAYS": 30,
+    "CHECKPOINT_RETENTION_BY_THREAD": {},
+    "CHECKPOINT_PINNED_THREADS": (),
+    "CHECKPOINT_GRACE_HOURS": 24,
+    "CHECKPOINT_KEEP_NEWEST": None,
+    "CHECKPOINT_TRIM_DAYS": 1,
+    "CHECKPOINT_MEMORY_LIMIT_MB": None,
+    "CHECKPOINT_SHORT_RETENTION_DAYS": 7,
+    "CHECKPOINT_RETENTION_FLOOR_DAYS": 7,
+    "CHECKPOINT_MAX_SHARE": 0.8,
+    "CHECKPOINT_TIME_BUDGET_SECONDS": 600,
+    "CHECKPOINT_PREFIX": "checkpoint",
+    "CHECKPOINT_WRITE_PREFIX": "checkpoint_write",
+    "CHECKPOINT_SCAN_REPLICAS": False,
     "USAGE_REPORT_DAYS": 7,
     "REPORTS_DIR": None,
 }
@@ -41,6 +62,10 @@ BOUNDS = {
     "LATE_MODEL_CALLS_SWEEP_SECONDS": (30, 86_400),
     "LATE_MODEL_CALLS_SWEEP_HOURS": (1, 8784),
     "STALE_MODEL_CALL_MINUTES": (1, 10_080),
+    "NAUTOBOT_REDIS_PORT": (1, 65_535),
+    "LANGGRAPH_REDIS_DB": (0, 100_000),
+    "CHECKPOINT_KEEP_NEWEST": (1, 1_000_000),
+    "CHECKPOINT_TIME_BUDGET_SECONDS": (1, 86_400),
     "USAGE_REPORT_DAYS": (0, 366),
 }
 HOURS = ("MODEL_CALL_STATS_START", "MODEL_CALLS_PRUNED_BEFORE")
@@ -48,7 +73,7 @@ HOURS = ("MODEL_CALL_STATS_START", "MODEL_CALLS_PRUNED_BEFORE")
 
 def value_of(variable: str) -> Any:
     value = getattr(load_settings(), variable.lower())
-    return value.get_secret_value() if variable == "DATABASE_URL" else value
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
 def refusal() -> str:

@@ -71,9 +71,10 @@ def test_every_asset_tells_the_operator_what_it_is(definitions: Definitions) -> 
         "usage_report",
         "model_calls",
         "model_statuses",
+        "langgraph_checkpoints",
     }
     for spec in specs:
-        assert spec.description and spec.group_name == "usage" and spec.owners and spec.kinds, spec.key
+        assert spec.description and spec.group_name in {"usage", "checkpoints"} and spec.owners and spec.kinds, spec.key
 
 
 COSTS_MONEY = {"check_model_status_schedule", "failing_models_sensor"}
@@ -91,6 +92,7 @@ def test_every_schedule_sensor_and_job_has_a_description_and_starts_switched_on_
         "usage_rollups_sensor",
         "usage_partition_status_sensor",
         "cleanup_stale_model_calls_schedule",
+        "cleanup_checkpoints_schedule",
         *COSTS_MONEY,
     }
     for one in automations:

@@ -1,0 +1,305 @@
+"""A sweep: scan, look at what only values tell, decide, and remove; in passes of bounded memory.
+
+What belongs here: the sequence, and the result. The rules are in `policy`, the commands in `scanning`, `values` and
+`removal`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from ops_pipeline.checkpoints.connection import Store, in_words
+from ops_pipeline.checkpoints.groups import LARGEST_PASS, Group, Groups
+from ops_pipeline.checkpoints.layouts import BLOB, Prefixes, Reader, layouts_of, reader_of
+from ops_pipeline.checkpoints.lock import only_sweep
+from ops_pipeline.checkpoints.policy import DAY, ERASED, KEPT, ORPHANS, WHOLE, Policy, Verdict, judge, threads_of
+from ops_pipeline.checkpoints.removal import Remover, batches, expirable
+from ops_pipeline.checkpoints.scanning import pages, size_of
+from ops_pipeline.checkpoints.values import read_ages
+from ops_pipeline.reconcile import Change, Plan, SafetyLimit
+
+TOLD_EVERY_SECONDS = 5.0
+EXAMPLES = 50
+LARGEST_THREADS = 20
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a sweep works.
+
+    Attributes:
+        dry_run: decide, and write nothing.
+        expire_seconds: let idle threads expire after so many seconds instead of deleting them; None deletes.
+        jitter_seconds: over how long expiry is spread.
+        limit: how large a share of the threads may go.
+        time_budget: seconds after which the sweep stops cleanly.
+        largest_pass: how many keys are kept in memory at a time.
+        purge_memory: ask Redis to give memory back at the end.
+    """
+
+    dry_run: bool = False
+    expire_seconds: float | None = None
+    jitter_seconds: float = 3600.0
+    limit: SafetyLimit = field(default_factory=SafetyLimit)
+    time_budget: float = 600.0
+    largest_pass: int = LARGEST_PASS
+    purge_memory: bool = False
+
+
+@dataclass
+class Swept:
+    """What a sweep did; filled as it goes, so that a failure tells what was done before.
+
+    Attributes:
+        processed: keys scanned, in the first pass.
+        deleted: keys deleted, or set to expire.
+        threads: threads seen.
+        removed: threads by action.
+        kept: threads by the reason for which they stay.
+        unknown: keys under our prefixes that no layout understands, and a few of them.
+        foreign: keys of somebody else.
+        documents: keys whose values were looked at.
+        left: threads to remove for which there was no time.
+        passes: scans of the database.
+        used_bytes: memory in use before and after.
+        resident_bytes: memory of the process before and after.
+        ages: threads by whole days since their newest checkpoint.
+        largest: the largest threads, with their keys.
+        changes: the first of the changes, as a plan shows them.
+        seconds: how long it took.
+    """
+
+    processed: int = 0
+    deleted: int = 0
+    threads: int = 0
+    removed: Counter[str] = field(default_factory=Counter)
+    kept: Counter[str] = field(default_factory=Counter)
+    unknown: int = 0
+    unknown_examples: list[bytes] = field(default_factory=list)
+    foreign: int = 0
+    documents: int = 0
+    left: int = 0
+    passes: int = 0
+    used_bytes: tuple[int, int] = (0, 0)
+    resident_bytes: tuple[int, int] = (0, 0)
+    ages: Counter[int] = field(default_factory=Counter)
+    largest: list[tuple[int, bytes]] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    planned_keys: int = 0
+    seconds: float = 0.0
+
+    @property
+    def matched(self) -> int:
+        """Keys that belong to checkpoints as far as their names show."""
+        return self.processed - self.foreign
+
+
+def sweep(
+    store: Store,
+    prefixes: Prefixes,
+    policy: Policy,
+    options: Options,
+    *,
+    swept: Swept,
+    told: Callable[[str], None],
+    clock: Callable[[], float] = time.monotonic,
+) -> Swept:
+    """Sweep a Redis once.
+
+    Args:
+        store: where the checkpoints are.
+        prefixes: what their keys begin with.
+        policy: what may go.
+        options: how.
+        swept: filled with what is done; what it holds when an error is raised was done.
+        told: hears of progress every few seconds.
+        clock: monotonic seconds.
+
+    Raises:
+        Unavailable: Redis cannot be reached, refuses, or another sweep is at work.
+        PlanRefused: more would go than the limit allows; nothing of that pass was removed.
+    """
+    with in_words(store.where):
+        sweeper = _Sweeper(store, prefixes, policy, options, swept, told, clock)
+        if options.dry_run:
+            sweeper.run(lambda: None)
+        else:
+            with only_sweep(store, clock) as keep:
+                sweeper.run(keep)
+    return swept
+
+
+@dataclass
+class _Sweeper:
+    store: Store
+    prefixes: Prefixes
+    policy: Policy
+    options: Options
+    swept: Swept
+    told: Callable[[str], None]
+    clock: Callable[[], float]
+
+    def __post_init__(self) -> None:
+        """Take the time from Redis, whose clock the checkpoints' writers share more than this machine's."""
+        self.started = self.spoke = self.clock()
+        self.read: Reader = reader_of(layouts_of(self.prefixes))
+        seconds, microseconds = self.store.scanned[0].time()
+        self.now = int(seconds) + int(microseconds) / 1e6
+        expire_at = None if self.options.expire_seconds is None else self.now + self.options.expire_seconds
+        self.remover = Remover(self.store, self.read, expire_at=expire_at, jitter=self.options.jitter_seconds)
+
+    def run(self, keep: Callable[[], None]) -> None:
+        """All passes."""
+        used, resident = memory_of(self.store)
+        self.swept.used_bytes, self.swept.resident_bytes = (used, used), (resident, resident)
+        policy = self.policy
+        groups = Groups(
+            self.read,
+            self.now - policy.grace,
+            wanted=policy.wants if policy.only else None,
+            everything=policy.erase,
+            names=policy.keep_newest is not None,
+            largest=self.options.largest_pass,
+        )
+        while True:
+            self._one_pass(groups, keep)
+            if not groups.next_pass():
+                break
+        if self.options.purge_memory and not self.options.dry_run:
+            for client in self.store.scanned:
+                client.execute_command("MEMORY", "PURGE")
+        now_used, now_resident = memory_of(self.store)
+        self.swept.used_bytes, self.swept.resident_bytes = (used, now_used), (resident, now_resident)
+        self.swept.seconds = self.clock() - self.started
+
+    def _one_pass(self, groups: Groups, keep: Callable[[], None]) -> None:
+        size = size_of(self.store)
+        for page in pages(self.store):
+            groups.add(page)
+            keep()
+            self._tell(f"{groups.scanned} of {size} keys scanned")
+        first = self.swept.passes == 0
+        self.swept.passes = groups.passes
+        if first:
+            self.swept.processed, self.swept.foreign = groups.scanned, groups.foreign
+            self.swept.unknown, self.swept.unknown_examples = groups.unknown_count, groups.unknown
+        self.swept.documents += read_ages(self.store, groups.found, everything=self.policy.erase)
+        verdicts = self._verdicts(groups.found)
+        verdicts = self._confirmed(verdicts, groups.found)
+        self._guard(verdicts, groups.found)
+        if not self.options.dry_run:
+            self._remove(verdicts, keep)
+
+    def _verdicts(self, found: dict[bytes, Group]) -> list[Verdict]:
+        """What happens to the threads of a pass; those that stay are counted."""
+        verdicts = []
+        threads = threads_of(found)
+        self.swept.threads += len(threads)
+        for thread, names in threads.items():
+            groups = [found[name] for name in names]
+            verdict = judge(thread, groups, self.policy, self.read, self.now)
+            self._count(verdict, sum(group.keys for group in groups))
+            wanted = self.options.expire_seconds is None or expirable(verdict)
+            if verdict.action != KEPT and wanted:
+                verdicts.append(verdict)
+            else:
+                self.swept.kept[verdict.reason if verdict.action == KEPT else "not whole, and only those expire"] += 1
+        return verdicts
+
+    def _count(self, verdict: Verdict, keys: int) -> None:
+        if verdict.newest:
+            self.swept.ages[max(0, int((self.now - verdict.newest) / DAY))] += 1
+        entry = (keys, verdict.thread)
+        if len(self.swept.largest) < LARGEST_THREADS:
+            heapq.heappush(self.swept.largest, entry)
+        else:
+            heapq.heappushpop(self.swept.largest, entry)
+
+    def _confirmed(self, verdicts: list[Verdict], found: dict[bytes, Group]) -> list[Verdict]:
+        """Without those whose blobs a checkpoint written since the scan may name, where no pointer would tell.
+
+        Savers of older versions keep unchanged channels in blobs, and no pointer: only another scan shows that such
+        a thread has come alive.
+        """
+        doubtful = {
+            verdict.thread: verdict
+            for verdict in verdicts
+            if verdict.action == WHOLE and not verdict.pointers and _has_blobs(verdict.thread, found)
+        }
+        if not doubtful or self.options.dry_run:
+            return verdicts
+        again = Groups(self.read, 0.0, largest=self.options.largest_pass)
+        alive = set()
+        for page in pages(self.store):
+            again.add(page)
+            alive |= {name for name, group in again.found.items() if group.newest >= self.now - self.policy.grace}
+            again.found.clear()
+        revived = {thread for thread, names in threads_of(found).items() if alive.intersection(names)}
+        self.swept.kept["came alive"] += len(revived & doubtful.keys())
+        return [one for one in verdicts if one.thread not in revived or one.thread not in doubtful]
+
+    def _guard(self, verdicts: Sequence[Verdict], found: dict[bytes, Group]) -> None:
+        """Refuse a pass in which too many threads would go; orphans are no threads."""
+        changes = tuple(change_of(verdict, self.now) for verdict in verdicts)
+        self.swept.planned_keys += sum(len(verdict.keys) + len(verdict.pointers) for verdict in verdicts)
+        self.swept.changes += changes[: EXAMPLES - len(self.swept.changes)]
+        whole = tuple(
+            change for change, verdict in zip(changes, verdicts, strict=True) if verdict.action in {WHOLE, ERASED}
+        )
+        self.options.limit.check(Plan(whole, scanned=len(threads_of(found))))
+
+    def _remove(self, verdicts: Sequence[Verdict], keep: Callable[[], None]) -> None:
+        done = 0
+        for batch in batches(verdicts):
+            if self.clock() - self.started > self.options.time_budget:
+                self.swept.left += len(verdicts) - done
+                break
+            self.remover.carry_out(batch)
+            done += len(batch)
+            keep()
+            self._note()
+            self._tell(f"{done} of {len(verdicts)} threads removed, {self.swept.deleted} keys")
+        self.swept.kept.update(self.remover.removed.spared)
+        self.remover.removed.spared.clear()
+
+    def _note(self) -> None:
+        self.swept.deleted = self.remover.removed.keys
+        self.swept.removed = Counter(self.remover.removed.threads)
+        self.swept.seconds = self.clock() - self.started
+
+    def _tell(self, text: str) -> None:
+        now = self.clock()
+        if now - self.spoke >= TOLD_EVERY_SECONDS:
+            self.spoke = now
+            self.told(f"{text}, {now - self.started:.0f} s")
+
+
+def change_of(verdict: Verdict, now: float) -> Change:
+    """A verdict as a plan shows it."""
+    name = verdict.thread.decode("utf-8", "backslashreplace")
+    was = f"newest {(now - verdict.newest) / DAY:.0f} days old" if verdict.newest else ""
+    keys = len(verdict.keys) + len(verdict.pointers)
+    what = {WHOLE: "delete", ERASED: "erase", ORPHANS: "delete orphans"}.get(verdict.action, "trim")
+    return Change(key=name, action=f"{what}: {keys} keys", reason=verdict.reason, planned_from=was)
+
+
+def memory_of(store: Store) -> tuple[int, int]:
+    """Memory in use and of the process, in bytes, of all servers together; 0 where it is not told."""
+    used = resident = 0
+    for client in store.scanned:
+        memory = client.info("memory")
+        used += int(memory.get("used_memory", 0))
+        resident += int(memory.get("used_memory_rss", 0))
+    return used, resident
+
+
+def _has_blobs(thread: bytes, found: dict[bytes, Group]) -> bool:
+    return any(kind == BLOB for name in _names(thread, found) for kind, _ in found[name].timeless)
+
+
+def _names(thread: bytes, found: dict[bytes, Group]) -> Iterator[bytes]:
+    return (name for name in (thread, thread + b":__empty__") if name in found)

@@ -1,0 +1,188 @@
+"""What only values tell: the age of documents whose names tell none, and whether a thread can be trimmed.
+
+What belongs here: reading values, many per round trip. What does not: decisions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ops_pipeline.checkpoints.connection import Store
+from ops_pipeline.checkpoints.groups import Group
+from ops_pipeline.checkpoints.ids import iso_seconds, number_seconds, ulid_seconds, uuid6_seconds
+from ops_pipeline.checkpoints.layouts import DOCUMENT
+
+AT_ONCE = 200
+"""Documents read per round trip; one may hold a whole conversation."""
+HEAD = 65_536
+"""As much of a plain value is read as holds its times; whole values of megabytes would stop everybody else."""
+TIME_FIELDS = ("ts", "timestamp", "created_at", "updated_at", "checkpoint_ts")
+DOCUMENT_PATHS = ("$.checkpoint.ts", "$.checkpoint_ts", "$.checkpoint_id", "$.checkpoint.id")
+
+
+@dataclass(frozen=True)
+class Age:
+    """What a document says of itself: its time in Unix seconds, None when nobody knows, and its checkpoint's id."""
+
+    seconds: float | None = None
+    identifier: bytes = b""
+    plain: bool = False
+
+
+def read_ages(store: Store, found: dict[bytes, Group], *, everything: bool = False) -> int:
+    """Look at the documents of a pass, and put what they say into their groups.
+
+    A plain document, `checkpoint:{thread}:{id}` with an id that is no time, belongs to the thread before its last
+    colon, and moves there.
+
+    Args:
+        store: the Redis.
+        found: the groups of the pass; changed.
+        everything: the age does not matter, since whole threads are erased.
+
+    Returns:
+        How many documents were looked at.
+    """
+    documents = [(name, key) for name, group in found.items() for kind, key in group.timeless if kind == DOCUMENT]
+    for part in _parts(documents):
+        ages = _ages(store, [key for _, key in part])
+        for (name, key), age in zip(part, ages, strict=True):
+            group = _home(found, name, key) if age.plain else found[name]
+            if age.seconds is not None:
+                group.newest = max(group.newest, age.seconds)
+                group.current |= {age.identifier} if age.identifier else set()
+            elif not everything:
+                group.unaged += 1
+    return len(documents)
+
+
+def _home(found: dict[bytes, Group], name: bytes, key: bytes) -> Group:
+    """The group that a plain document belongs to, after it was moved there."""
+    thread = name.rpartition(b":")[0]
+    if not thread:
+        return found[name]
+    group, home = found[name], found.setdefault(thread, Group())
+    group.timeless.remove((DOCUMENT, key))
+    group.checkpoints -= 1
+    group.keys -= 1
+    home.timeless.append((DOCUMENT, key))
+    home.checkpoints += 1
+    home.keys += 1
+    if not group.keys:
+        del found[name]
+    return home
+
+
+def is_delta(store: Store, key: bytes) -> bool:
+    """Whether a checkpoint lives on its ancestors (delta channels), or may do so as far as can be told."""
+    value = _whole(store, key)
+    if not isinstance(value, dict):
+        return True
+    metadata = value.get("metadata")
+    if isinstance(metadata, str):
+        try:
+            metadata = json.loads(metadata)
+        except ValueError:
+            return True
+    return not isinstance(metadata, dict) or bool(metadata.get("counters_since_delta_snapshot"))
+
+
+def _ages(store: Store, keys: Sequence[bytes]) -> Iterator[Age]:
+    types = _pipelined(store, [("TYPE", key) for key in keys])
+    commands = [_reading(key, kind) for key, kind in zip(keys, types, strict=True)]
+    for kind, answer in zip(types, _pipelined(store, commands), strict=True):
+        yield _age(kind, answer)
+
+
+def _reading(key: bytes, kind: Any) -> tuple[Any, ...]:
+    if kind == b"string":
+        return ("GETRANGE", key, 0, HEAD - 1)
+    if kind == b"ReJSON-RL":
+        return ("JSON.GET", key, *DOCUMENT_PATHS)
+    if kind == b"hash":
+        return ("HMGET", key, *TIME_FIELDS)
+    return ("EXISTS", key)
+
+
+def _age(kind: Any, answer: Any) -> Age:
+    if kind == b"string" and isinstance(answer, bytes):
+        return Age(_time_in_text(answer), plain=True)
+    if kind == b"ReJSON-RL" and isinstance(answer, bytes):
+        return _of_json(answer)
+    if kind == b"hash" and isinstance(answer, list):
+        times = [seconds for value in answer if (seconds := _time(value)) is not None]
+        return Age(max(times, default=None), plain=True)
+    return Age()
+
+
+def _time_in_text(text: bytes) -> float | None:
+    """The time of a JSON value: of the document, or of the checkpoint in it; of its beginning where it is longer."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    holders = [value, value.get("checkpoint")] if isinstance(value, dict) else []
+    times = [
+        seconds
+        for holder in holders
+        if isinstance(holder, dict)
+        for field in TIME_FIELDS
+        if (seconds := _time(holder.get(field))) is not None
+    ]
+    return max(times, default=None)
+
+
+def _of_json(answer: bytes) -> Age:
+    """Of a RedisJSON document: `checkpoint.ts`, else `checkpoint_ts`, else the time in its id."""
+    try:
+        found = json.loads(answer)
+    except ValueError:
+        return Age()
+    values = {path: (found.get(path) or [None])[0] for path in DOCUMENT_PATHS} if isinstance(found, dict) else {}
+    identifier = str(values.get("$.checkpoint_id") or values.get("$.checkpoint.id") or "").encode()
+    for path in DOCUMENT_PATHS:
+        seconds = _time(values.get(path))
+        if seconds is not None:
+            return Age(seconds, identifier)
+    return Age(identifier=identifier)
+
+
+def _time(value: Any) -> float | None:
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, int | float):
+        return number_seconds(value)
+    if not isinstance(value, str):
+        return None
+    try:
+        return number_seconds(float(value))
+    except ValueError:
+        encoded = value.encode()
+        return iso_seconds(value) or uuid6_seconds(encoded) or ulid_seconds(encoded)
+
+
+def _whole(store: Store, key: bytes) -> Any:
+    (kind,) = _pipelined(store, [("TYPE", key)])
+    command = ("JSON.GET", key) if kind == b"ReJSON-RL" else ("GET", key)
+    (answer,) = _pipelined(store, [command])
+    try:
+        return json.loads(answer) if isinstance(answer, bytes) else None
+    except ValueError:
+        return None
+
+
+def _pipelined(store: Store, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Answers of single commands in one round trip; an error of one command stands in its place."""
+    pipeline = store.client.pipeline(transaction=False)
+    for command in commands:
+        pipeline.execute_command(*command)
+    return pipeline.execute(raise_on_error=False)
+
+
+def _parts(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    return (items[start : start + AT_ONCE] for start in range(0, len(items), AT_ONCE))

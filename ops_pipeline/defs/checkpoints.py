@@ -1,0 +1,196 @@
+"""The job `cleanup_checkpoints`: old LangGraph checkpoints in Redis go.
+
+What belongs here: translation between Dagster and `ops_pipeline.checkpoints`.
+"""
+
+import base64
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from dagster import (
+    AssetKey,
+    AssetMaterialization,
+    AssetSpec,
+    Config,
+    DefaultScheduleStatus,
+    Definitions,
+    Failure,
+    JobDefinition,
+    MetadataValue,
+    OpExecutionContext,
+    RunRequest,
+    ScheduleDefinition,
+    ScheduleEvaluationContext,
+    SkipReason,
+    in_process_executor,
+    job,
+    op,
+    schedule,
+)
+from pydantic import Field
+
+from ops_pipeline.checkpoints.connection import configured_url, open_store
+from ops_pipeline.checkpoints.plans import (
+    Request,
+    Retention,
+    options_of,
+    outcome_of,
+    policy_of,
+    prefixes_of,
+    result_of,
+    retention_now,
+    warnings_of,
+)
+from ops_pipeline.checkpoints.sweep import Swept, memory_of, sweep
+from ops_pipeline.defs.metadata import JOB_METADATA, OWNERS, outcome_metadata
+from ops_pipeline.defs.resources import OperationsDatabase
+from ops_pipeline.defs.runs import in_flight_text, job_tags
+from ops_pipeline.operations.outcomes import record_outcome
+from ops_pipeline.reconcile import PlanRefused, Unavailable, changes_table
+from ops_pipeline.settings import Settings
+
+JOB = "cleanup_checkpoints"
+STORE = "langgraph_checkpoints"
+NO_REDIS = "No Redis is named: set CHECKPOINT_REDIS_URL, or NAUTOBOT_REDIS_HOST and the variables beside it."
+GRACE_SECONDS = 300
+"""What a run may take beyond its time budget: the scan, and the picture."""
+
+
+class SweepConfig(Config):
+    """What one run may do; every default is the safe choice."""
+
+    dry_run: bool = Field(default=False, description="Decide and show, delete nothing.")
+    threads: list[str] = Field(
+        default=[], description=r"Only these threads: ids, or patterns with * and ? (\* for a star itself)."
+    )
+    delete_all: bool = Field(
+        default=False, description="Erase the threads named above with all that is theirs, whatever their age."
+    )
+    retention_days: float | None = Field(default=None, description="Another retention than CHECKPOINT_RETENTION_DAYS.")
+    max_share: float | None = Field(
+        default=None, description="Another limit than CHECKPOINT_MAX_SHARE: the share of threads that may go, 0 to 1."
+    )
+    expire_hours: float | None = Field(
+        default=None, description="Let idle threads expire after so many hours, spread over one, instead of deleting."
+    )
+    purge_memory: bool = Field(default=False, description="Ask Redis to give memory back to the system afterwards.")
+
+
+def checkpoints_defs(settings: Settings) -> Definitions:
+    """Build the asset, the job and its schedule."""
+    cleanup = cleanup_job(settings)
+    return Definitions(assets=[store_asset()], jobs=[cleanup], schedules=[cleanup_schedule(settings, cleanup)])
+
+
+def store_asset() -> AssetSpec:
+    """The checkpoints, as the assistants write them."""
+    return AssetSpec(
+        STORE,
+        description="LangGraph checkpoints in Redis. The assistants write them; idle threads are cleaned up here.",
+        group_name="checkpoints",
+        kinds={"redis"},
+        owners=OWNERS,
+    )
+
+
+def cleanup_job(settings: Settings) -> JobDefinition:
+    """Build the job for a deployment's settings."""
+
+    @op(description="Scans the checkpoints, decides thread by thread, and deletes what is idle for too long.")
+    def sweep_checkpoints(context: OpExecutionContext, config: SweepConfig, database: OperationsDatabase) -> None:
+        request = Request(**config.model_dump())
+        started = datetime.now(UTC)
+        swept, retention, error = Swept(), Retention(settings.checkpoint_retention_days), None
+        warnings: list[str] = []
+        try:
+            retention, warnings = _sweep(settings, request, swept, context.log.info)
+        except (Unavailable, PlanRefused, ValueError) as problem:
+            error = str(problem)
+        for warning in warnings:
+            context.log.warning(warning)
+        result = result_of(swept, retention, error)
+        metadata = {**_numbers(result), **_shown(swept, retention, warnings)}
+        if not config.dry_run:
+            outcome = outcome_of(swept, failed=error is not None)
+            record_outcome(
+                database.engine, job=JOB, run_id=context.run_id, started_at=started, outcome=outcome, details=result
+            )
+            metadata |= outcome_metadata(outcome)
+            context.log_event(AssetMaterialization(AssetKey(STORE), metadata=metadata))
+        if error:
+            raise Failure(f"{error} {swept.deleted} keys were deleted before.", metadata=metadata, allow_retries=False)
+        context.add_output_metadata(metadata)
+
+    @job(
+        name=JOB,
+        executor_def=in_process_executor,
+        tags=job_tags(JOB, settings.checkpoint_time_budget_seconds + GRACE_SECONDS),
+        metadata=JOB_METADATA,
+        description="Deletes LangGraph threads whose newest checkpoint is older than the retention, and orphans.",
+    )
+    def cleanup_checkpoints() -> None:
+        sweep_checkpoints()
+
+    return cleanup_checkpoints
+
+
+def _sweep(
+    settings: Settings, request: Request, swept: Swept, told: Callable[[str], None]
+) -> tuple[Retention, list[str]]:
+    """Sweep the configured Redis; the retention that counted, and what a person should see.
+
+    Raises:
+        Failure: no Redis is named.
+        Unavailable: it cannot be reached.
+        PlanRefused: too much would go.
+        ValueError: the request cannot be meant.
+    """
+    url = configured_url(settings)
+    if url is None:
+        raise Failure(NO_REDIS, allow_retries=False)
+    prefixes = prefixes_of(settings)
+    with open_store(url, replicas=settings.checkpoint_scan_replicas) as store:
+        retention = retention_now(settings, request, memory_of(store)[0])
+        policy, options = policy_of(settings, request, retention), options_of(settings, request)
+        sweep(store, prefixes, policy, options, swept=swept, told=told)
+        return retention, warnings_of(swept, retention, store.where, prefixes, store.database)
+
+
+def _numbers(result: dict[str, Any]) -> dict[str, Any]:
+    """The result as metadata: numbers for plots, and all of it as JSON."""
+    plotted = {name: value for name, value in result.items() if isinstance(value, int | float)}
+    return {**plotted, "result": MetadataValue.json(json.loads(json.dumps(result)))}
+
+
+def _shown(swept: Swept, retention: Retention, warnings: list[str]) -> dict[str, Any]:
+    # matplotlib takes half a second to import, which no other run has to pay.
+    from ops_pipeline.checkpoints.figures import picture  # noqa: PLC0415
+
+    image = base64.b64encode(picture(swept.ages, swept.largest, retention.days)).decode()
+    return {
+        "threads_by_age": MetadataValue.md(f"![Threads by age](data:image/png;base64,{image})"),
+        "changes": MetadataValue.md(changes_table(swept.changes) if swept.changes else "Nothing to do."),
+        "warnings": MetadataValue.md("\n".join(f"- {warning}" for warning in warnings) or "None."),
+    }
+
+
+def cleanup_schedule(settings: Settings, cleanup: JobDefinition) -> ScheduleDefinition:
+    """Build the schedule; it runs where a Redis is named."""
+
+    @schedule(
+        name=f"{JOB}_schedule",
+        job=cleanup,
+        cron_schedule=settings.checkpoint_cleanup_cron_time,
+        execution_timezone="UTC",
+        default_status=DefaultScheduleStatus.RUNNING,
+        description="Cleans up checkpoints once a day, where a Redis that holds them is named.",
+    )
+    def tick(context: ScheduleEvaluationContext) -> RunRequest | SkipReason:
+        if configured_url(settings) is None:
+            return SkipReason(NO_REDIS)
+        busy = in_flight_text(context.instance, JOB)
+        return SkipReason(busy) if busy else RunRequest()
+
+    return tick
