@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 from dagster._utils.schedules import is_valid_cron_string
+from pydantic import SecretStr
 
 from ops_pipeline.database.types import parse_instant
 from ops_pipeline.settings import DEFAULT_START, Settings, SettingsError, load_settings

@@ -60,12 +60,12 @@ class IdLayout:
 
     def read(self, key: bytes) -> Part | None:
         """The parts of a key; None when it is not of this layout."""
-        rest = key[len(self.prefix) :]
         # UUIDv6 first: nearly all keys of the savers.
-        end = rest[-UUID_LENGTH:]
+        end = key[-UUID_LENGTH:]
         seconds = uuid6_seconds(end)
-        if seconds is not None and rest[-UUID_LENGTH - 1 : -UUID_LENGTH] == b":":
-            return self.kind, rest[: -UUID_LENGTH - 1], end, seconds
+        if seconds is not None and key[-UUID_LENGTH - 1 : -UUID_LENGTH] == b":":
+            return self.kind, key[len(self.prefix) : -UUID_LENGTH - 1], end, seconds
+        rest = key[len(self.prefix) :]
         end = rest[-ULID_LENGTH:]
         seconds = ulid_seconds(end)
         if seconds is not None and rest[-ULID_LENGTH - 1 : -ULID_LENGTH] == b":":

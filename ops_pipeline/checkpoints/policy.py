@@ -93,6 +93,8 @@ class Policy:
 
 def matches(patterns: Sequence[re.Pattern[bytes]], name: bytes) -> bool:
     """Whether the thread of a group, or the group's name as a whole, matches a pattern."""
+    if not patterns:
+        return False
     plain = name.removeprefix(b"$")
     thread = thread_of(name).removeprefix(b"$")
     return any(pattern.fullmatch(thread) or pattern.fullmatch(plain) for pattern in patterns)

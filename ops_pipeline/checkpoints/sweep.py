@@ -6,10 +6,12 @@ What belongs here: the sequence, and the result. The rules are in `policy`, the 
 
 from __future__ import annotations
 
+import gc
 import heapq
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ops_pipeline.checkpoints.connection import Store, in_words
@@ -123,7 +125,7 @@ def sweep(
         Unavailable: Redis cannot be reached, refuses, or another sweep is at work.
         PlanRefused: more would go than the limit allows; nothing of that pass was removed.
     """
-    with in_words(store.where):
+    with in_words(store.where), _without_collector():
         sweeper = _Sweeper(store, prefixes, policy, options, swept, told, clock)
         if options.dry_run:
             sweeper.run(lambda: None)
@@ -131,6 +133,18 @@ def sweep(
             with only_sweep(store, clock) as keep:
                 sweeper.run(keep)
     return swept
+
+
+@contextmanager
+def _without_collector() -> Generator[None, None, None]:
+    """Without Python's search for cycles, of which a sweep makes none: among half a million keys it takes a tenth."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @dataclass
@@ -181,7 +195,7 @@ class _Sweeper:
         for page in pages(self.store):
             groups.add(page)
             keep()
-            self._tell(f"{groups.scanned} of {size} keys scanned")
+            self._tell(f"{groups.scanned} of {size} keys scanned, {self.swept.deleted} deleted")
         first = self.swept.passes == 0
         self.swept.passes = groups.passes
         if first:
@@ -244,13 +258,12 @@ class _Sweeper:
 
     def _guard(self, verdicts: Sequence[Verdict], found: dict[bytes, Group]) -> None:
         """Refuse a pass in which too many threads would go; orphans are no threads."""
-        changes = tuple(change_of(verdict, self.now) for verdict in verdicts)
         self.swept.planned_keys += sum(len(verdict.keys) + len(verdict.pointers) for verdict in verdicts)
-        self.swept.changes += changes[: EXAMPLES - len(self.swept.changes)]
-        whole = tuple(
-            change for change, verdict in zip(changes, verdicts, strict=True) if verdict.action in {WHOLE, ERASED}
-        )
-        self.options.limit.check(Plan(whole, scanned=len(threads_of(found))))
+        shown = verdicts[: EXAMPLES - len(self.swept.changes)]
+        self.swept.changes += [change_of(verdict, self.now) for verdict in shown]
+        # The limit counts: 100,000 changes in words would take longer than deciding about them.
+        whole = sum(verdict.action in {WHOLE, ERASED} for verdict in verdicts)
+        self.options.limit.check(Plan((Change("thread", "delete", ""),) * whole, scanned=len(threads_of(found))))
 
     def _remove(self, verdicts: Sequence[Verdict], keep: Callable[[], None]) -> None:
         done = 0
@@ -275,7 +288,9 @@ class _Sweeper:
         now = self.clock()
         if now - self.spoke >= TOLD_EVERY_SECONDS:
             self.spoke = now
-            self.told(f"{text}, {now - self.started:.0f} s")
+            seconds = now - self.started
+            rate = f", {self.swept.deleted / seconds:,.0f} keys/s deleted" if self.swept.deleted else ""
+            self.told(f"{text}, {seconds:.0f} s{rate}")
 
 
 def change_of(verdict: Verdict, now: float) -> Change:
