@@ -16,8 +16,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from ops_pipeline.checking import Check
 from ops_pipeline.database.engine import reading, writing
 from ops_pipeline.database.errors import DatabaseProblem
+from ops_pipeline.strict_yaml import FileRefused
 from ops_pipeline.usage.hours import hour_text
-from ops_pipeline.usage.probes.targets import ProbesFileError, read_probes
+from ops_pipeline.usage.probes.targets import read_probes
 from ops_pipeline.usage.progress import EARLIEST_HOUR, first_wanted_hour
 from ops_pipeline.usage.tables import metadata, model_calls
 
@@ -76,6 +77,6 @@ def check_probes(path: Path | None, variable: Callable[[str], SecretStr | None])
         return []
     try:
         probes = read_probes(path, variable)
-    except ProbesFileError as error:
+    except FileRefused as error:
         return [Check(name, ok=False, detail=line) for line in str(error).splitlines()]
     return [Check(name, ok=True, detail=f"{path} lists {len(probes.file.models)} models, and every key is set")]

@@ -20,7 +20,8 @@ from ops_pipeline.defs.usage.rollups import DAILY, MONTHLY, rollup_assets
 from ops_pipeline.defs.usage.sensors import late_model_calls_sensor, usage_rollups_sensor
 from ops_pipeline.defs.usage.stale import cleanup_job, cleanup_schedule, stale_policy
 from ops_pipeline.settings import Settings, SettingsError, secret_variable
-from ops_pipeline.usage.probes.targets import Probes, ProbesFileError, read_probes
+from ops_pipeline.strict_yaml import FileRefused
+from ops_pipeline.usage.probes.targets import Probes, read_probes
 
 
 def load_probes(settings: Settings) -> Probes | None:
@@ -33,7 +34,7 @@ def load_probes(settings: Settings) -> Probes | None:
         return None
     try:
         return read_probes(settings.model_probes_file, secret_variable)
-    except ProbesFileError as error:
+    except FileRefused as error:
         raise SettingsError(str(error)) from None
 
 

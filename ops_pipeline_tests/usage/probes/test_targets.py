@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from ops_pipeline.checking import Check
+from ops_pipeline.strict_yaml import FileRefused
 from ops_pipeline.usage.checks import check_probes
-from ops_pipeline.usage.probes.targets import Probes, ProbesFile, ProbesFileError, Target, read_probes
+from ops_pipeline.usage.probes.targets import Probes, ProbesFile, Target, read_probes
 from ops_pipeline_tests.usage.calls import examples
 
 SECRET = "geheim-4711"
@@ -59,7 +60,7 @@ def read(folder: Path, content: str | bytes, keys: Mapping[str, str] = KEYS) -> 
 
 def refusal(folder: Path, content: str | bytes, keys: Mapping[str, str] = KEYS) -> list[str]:
     """The lines of the message about a file that is refused, without its path."""
-    with pytest.raises(ProbesFileError) as caught:
+    with pytest.raises(FileRefused) as caught:
         read(folder, content, keys)
     assert SECRET not in "".join(traceback.format_exception(caught.value))
     prefix = f"{folder}/probes.yaml:"
@@ -319,7 +320,7 @@ def test_a_file_without_a_list_of_models_is_refused(tmp_path: Path, content: str
 
 @pytest.mark.parametrize("content", ["", "# nothing\n", "- a\n", "models", "null", "7"])
 def test_what_is_no_mapping_is_refused(tmp_path: Path, content: str) -> None:
-    assert refusal(tmp_path, content) == ["1: no mapping with a list `models`; see docs/usage.md for an example"]
+    assert refusal(tmp_path, content) == ["1: no mapping of names to values; see the docs for an example"]
 
 
 def test_a_model_that_stands_there_twice_is_told_at_both_places(tmp_path: Path) -> None:
@@ -377,7 +378,7 @@ def test_the_mistake_of_a_field_that_overrides_one_of_an_anchor_is_told_where_it
 
 def test_a_key_that_was_written_instead_of_its_variables_name_is_not_shown(tmp_path: Path) -> None:
     """`hf_…` and `gsk_…` are names that a variable might have."""
-    with pytest.raises(ProbesFileError) as caught:
+    with pytest.raises(FileRefused) as caught:
         read(tmp_path, f"{ONE}  api_key_env: hf_abcDEF123\n")
     assert str(caught.value) == f"{tmp_path}/probes.yaml:5: models.0.api_key_env: this environment variable is not set"
 
@@ -443,7 +444,7 @@ def test_aliases_of_aliases_are_refused_in_no_time(tmp_path: Path) -> None:
 def test_no_file_ends_in_anything_but_a_refusal(tmp_path: Path, text: str, before: str) -> None:
     try:
         probes = read(tmp_path, (before + text).encode("utf-8", "surrogatepass"))
-    except ProbesFileError as error:
+    except FileRefused as error:
         assert str(error).startswith(f"{tmp_path}/probes.yaml:")
     else:
         assert probes.file.models
@@ -454,7 +455,7 @@ def test_no_file_ends_in_anything_but_a_refusal(tmp_path: Path, text: str, befor
 
 def test_a_file_that_is_not_there_and_a_folder_are_refused(tmp_path: Path) -> None:
     for path, told in ((tmp_path / "no.yaml", "No such file or directory"), (tmp_path, "Is a directory")):
-        with pytest.raises(ProbesFileError) as caught:
+        with pytest.raises(FileRefused) as caught:
             read_probes(path, lambda _: None)
         assert str(caught.value) == f"{path}: {told}. Correct MODEL_PROBES_FILE."
 
