@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 import redis
 from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
+from redis.exceptions import InvalidResponse, MovedError, RedisClusterException
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -26,6 +27,8 @@ EXAMPLES = (
     "redis://user:password@host:6379/2, rediss://… with TLS, unix:///path?db=2,"
     " redis+sentinel://:password@host1:26379,host2:26379/name-of-primary/2 or redis+cluster://host:6379"
 )
+
+NODE = "{where} is one node of a cluster, with a part of the keys: name it as redis+cluster://host:port."
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,10 @@ def masked(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     if not separator:
         return "***"
-    place = rest.partition("?")[0]
+    place, _, parameters = rest.partition("?")
+    if "@" in parameters:
+        # A parameter with this letter, or a password with a question mark: nothing is certain not to be secret.
+        return f"{scheme}://***"
     return f"{scheme}://***@{place.rpartition('@')[2]}" if "@" in place else f"{scheme}://{place}"
 
 
@@ -116,8 +122,12 @@ def open_store(url: str, *, replicas: bool = False) -> Generator[Store, None, No
     closing: list[Any] = []
     try:
         with in_words(where):
-            store = _connect(url, where, replicas, closing)
-            store.client.ping()
+            try:
+                store = _connect(url, where, replicas, closing)
+                store.client.ping()
+            except TypeError:
+                # The client takes any parameter, and stumbles over it when it connects.
+                raise ValueError(f"{where}: the Redis URL has a parameter that its scheme does not know") from None
         yield store
     finally:
         for client in closing:
@@ -138,11 +148,15 @@ def in_words(where: str) -> Generator[None, None, None]:
         raise Unavailable(f"{where} is a replica and takes no writes: name the primary in the Redis URL.") from None
     except redis.OutOfMemoryError:
         raise Unavailable(f"{where} is out of memory and refuses even this: raise its maxmemory.") from None
-    except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+    except (redis.ConnectionError, redis.TimeoutError, RedisClusterException, InvalidResponse, OSError) as error:
         raise Unavailable(
             f"{where}: {_first_line(error)}. Check that the server runs, and host, port and TLS of the Redis URL."
         ) from None
+    except MovedError:
+        raise Unavailable(NODE.format(where=where)) from None
     except redis.ResponseError as error:
+        if "CROSSSLOT" in str(error) or "MOVED" in str(error):
+            raise Unavailable(NODE.format(where=where)) from None
         advice = "Check the number of the database" if "DB index" in str(error) else "Check the rights of this user"
         raise Unavailable(f"{where}: {_first_line(error)}. {advice} in the Redis URL.") from None
 
@@ -169,7 +183,8 @@ def _connect(url: str, where: str, replicas: bool, closing: list[Any]) -> Store:
     if kind == "sentinel":
         hosts, name, database, login = _sentinel_parts(parts)
         secure = {"ssl": True} if scheme == "rediss" else {}
-        asked = {"socket_timeout": TIMEOUT_SECONDS} | _sentinel_login(parts)
+        # The first of them may be the one that is down: without this it is tried for ten seconds.
+        asked = options | _sentinel_login(parts)
         sentinel = Sentinel(hosts, sentinel_kwargs=asked, db=database, **login, **secure, **options)
         primary = sentinel.master_for(name)
         scanned = sentinel.slave_for(name) if replicas else primary

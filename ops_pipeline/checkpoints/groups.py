@@ -13,6 +13,8 @@ from ops_pipeline.checkpoints.layouts import CHECKPOINT, DOCUMENT, Reader, threa
 LARGEST_PASS = 500_000
 """Keys kept at a time, 140 bytes each. With more, the groups are halved by a hash, and scanned in as many passes."""
 
+NOBODY: frozenset[bytes] = frozenset()
+
 
 class Group:
     """One group of keys.
@@ -26,10 +28,24 @@ class Group:
         keys: how many keys were seen.
         current: ids of checkpoints that only documents tell.
         unaged: documents whose age nobody knows.
+        newest_checkpoint: the time of its newest checkpoint, where names are kept.
         newest_key: the key of its newest checkpoint, where names are kept.
+        young: ids of checkpoints younger than the grace, where names are kept; a scan may tell of one twice.
     """
 
-    __slots__ = ("belongings", "checkpoints", "current", "keys", "newest", "newest_key", "old", "timeless", "unaged")
+    __slots__ = (
+        "belongings",
+        "checkpoints",
+        "current",
+        "keys",
+        "newest",
+        "newest_checkpoint",
+        "newest_key",
+        "old",
+        "timeless",
+        "unaged",
+        "young",
+    )
 
     def __init__(self) -> None:
         """Begin empty."""
@@ -39,18 +55,33 @@ class Group:
         self.keys = 0
         self.old: list[bytes] = []
         self.timeless: list[tuple[str, bytes]] = []
-        self.current: set[bytes] = set()
+        self.current: frozenset[bytes] = NOBODY
         self.unaged = 0
+        self.newest_checkpoint = 0.0
         self.newest_key = b""
+        self.young: set[bytes] | frozenset[bytes] = NOBODY
 
     def add_timeless(self, kind: str, key: bytes) -> None:
-        """Take in a key whose name tells no time."""
+        """Take in a key whose name tells no time; a value tells the age of documents, and of no other checkpoints."""
         self.timeless.append((kind, key))
-        self.checkpoints += kind == DOCUMENT
+        self.checkpoints += kind in {DOCUMENT, CHECKPOINT}
+        self.unaged += kind == CHECKPOINT
+
+    def name(self, key: bytes, identifier: bytes, seconds: float, grace_from: float) -> bool:
+        """Keep the name of a checkpoint if it is the newest, and its id if it is young; whether that takes memory."""
+        # Apart from `newest`, since a write of the same id may come first; of two of one time always the same.
+        if seconds > self.newest_checkpoint or (seconds == self.newest_checkpoint and key > self.newest_key):
+            self.newest_checkpoint, self.newest_key = seconds, key
+        if seconds < grace_from or identifier in self.young:
+            return False
+        if not isinstance(self.young, set):
+            self.young = set()
+        self.young.add(identifier)
+        return True
 
     def kept(self) -> int:
         """How many keys are in memory."""
-        return len(self.old) + len(self.timeless)
+        return len(self.old) + len(self.timeless) + len(self.young)
 
 
 class Groups:
@@ -62,6 +93,7 @@ class Groups:
         foreign: keys of somebody else.
         scanned: all keys of the pass, those of other passes included.
         passes: how many there were so far.
+        others: whether there are checkpoints among the groups of other passes.
     """
 
     def __init__(
@@ -94,6 +126,8 @@ class Groups:
         self.found: dict[bytes, Group] = {}
         self.unknown: list[bytes] = []
         self.unknown_count = self.foreign = self.scanned = self._kept = 0
+        self._room = self._largest
+        self.others = False
 
     def next_pass(self) -> bool:
         """Go on with groups that had no place in memory so far; False when every group had its turn."""
@@ -115,9 +149,10 @@ class Groups:
             if not part:
                 self._add_stranger(key, part)
                 continue
-            kind, name, _, seconds = part
+            kind, name, identifier, seconds = part
             group = found.get(name) or self._begun(name)
             if group is None:
+                self.others = self.others or kind in {CHECKPOINT, DOCUMENT}
                 continue
             group.keys += 1
             if seconds is None:
@@ -127,10 +162,10 @@ class Groups:
             is_checkpoint = kind == CHECKPOINT
             if is_checkpoint:
                 group.checkpoints += 1
-            if seconds > group.newest:
+                if names:
+                    kept += group.name(key, identifier, seconds, grace_from)
+            if seconds > group.newest:  # noqa: PLR1730 - a call of max() costs a tenth of this loop
                 group.newest = seconds
-                if names and is_checkpoint:
-                    group.newest_key = key
             if seconds < grace_from:
                 group.old.append(key)
                 kept += 1
@@ -152,7 +187,7 @@ class Groups:
         if self._wanted is not None and not self._wanted(name):
             return False
         remainder, divisor = self._turn
-        return divisor == 1 or hash(thread_of(name)) % divisor == remainder
+        return divisor == 1 or _lot(name) % divisor == remainder
 
     def _begun(self, name: bytes) -> Group | None:
         """A group just met; None for one of another pass."""
@@ -162,17 +197,34 @@ class Groups:
         return group
 
     def _make_room(self) -> None:
-        while self._kept > self._largest and self._halve():
-            pass
+        while self._kept > self._room:
+            if not self._halve():
+                # What cannot be parted stays; whether it still cannot be is not looked at with every page.
+                self._room = self._kept + self._largest
+                return
+            self._room = self._largest
 
     def _halve(self) -> bool:
         """Leave half of the groups to a later pass; what is kept was seen from the beginning of this one."""
-        if len(self.found) < 2:
+        first = _lot(next(iter(self.found))) if self.found else 0
+        if all(_lot(name) == first for name in self.found):
             return False
         # What is k modulo n is either k or k + n modulo 2n.
         remainder, divisor = self._turn
         self._turn = (remainder, 2 * divisor)
         self._turns.append((remainder + divisor, 2 * divisor))
         for name in [name for name in self.found if not self._is_mine(name)]:
-            self._kept -= self.found.pop(name).kept()
+            left = self.found.pop(name)
+            self.others = self.others or left.checkpoints > 0
+            self._kept -= left.kept()
         return True
+
+
+def _lot(name: bytes) -> int:
+    """The same number for all groups of a thread, so that all fall into one pass.
+
+    By its thread where the name shows which that is. Otherwise by what stands before the first colon: the group of a
+    document, `{thread}:{id}`, moves to its thread only when its value was looked at.
+    """
+    thread = thread_of(name)
+    return hash(thread.partition(b":")[0] if thread == name else thread)

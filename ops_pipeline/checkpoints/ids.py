@@ -35,6 +35,7 @@ def uuid6_seconds(text: bytes) -> float | None:
     if len(text) != UUID_LENGTH or text[8:24:5] != b"----" or text[14] != VERSION_6:
         return None
     try:
+        # int() takes a sign, spaces and underscores too: with a digit less it is a time before 1811.
         ticks = int(text[:8] + text[9:13] + text[15:18], 16)
     except ValueError:
         return None
@@ -70,7 +71,7 @@ def iso_seconds(text: bytes | str) -> float | None:
 
 def number_seconds(value: float) -> float | None:
     """The time of a number: seconds or milliseconds since 1970, whichever is plausible."""
-    for seconds in (float(value), value / 1000):
-        if EARLIEST < seconds < FARTHEST:
-            return seconds
-    return None
+    # Compared before it is divided: JSON may hold an integer that no float can.
+    if EARLIEST < value < FARTHEST:
+        return float(value)
+    return value / 1000 if EARLIEST * 1000 < value < FARTHEST * 1000 else None

@@ -40,11 +40,13 @@ Part = tuple[str, bytes, bytes, float | None]
 Reader = Callable[[bytes], Part | Literal[False] | None]
 """Tells the parts of a key; None for one under our prefixes that nobody understands, False for somebody else's."""
 
+COLON = ord(":")
 EMPTY_NAMESPACE = b":__empty__"
-_NAMESPACE_BEFORE = re.compile(
-    rb":__empty__(?=:)|:[^:|]+:[0-9a-f]{8}-[0-9a-f-]{27}(?:\|[^:|]+:[0-9a-f]{8}-[0-9a-f-]{27})*(?=:)"
-)
 _NESTED = re.compile(rb":[^:|]+:[0-9a-f]{8}-[0-9a-f-]{27}(?:\|[^:|]+:[0-9a-f]{8}-[0-9a-f-]{27})*\Z")
+# The last one counts: the thread's own id may look like a namespace.
+_NESTED_BEFORE = re.compile(
+    rb".+:[^:|]+:[0-9a-f]{8}-[0-9a-f-]{27}(?:\|[^:|]+:[0-9a-f]{8}-[0-9a-f-]{27})*(?=:)", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,16 @@ class IdLayout:
         # UUIDv6 first: nearly all keys of the savers.
         end = key[-UUID_LENGTH:]
         seconds = uuid6_seconds(end)
-        if seconds is not None and key[-UUID_LENGTH - 1 : -UUID_LENGTH] == b":":
-            return self.kind, key[len(self.prefix) : -UUID_LENGTH - 1], end, seconds
+        if seconds is not None and key[-UUID_LENGTH - 1] == COLON:
+            group = key[len(self.prefix) : -UUID_LENGTH - 1]
+            if group:
+                return self.kind, group, end, seconds
         rest = key[len(self.prefix) :]
         end = rest[-ULID_LENGTH:]
         seconds = ulid_seconds(end)
         if seconds is not None and rest[-ULID_LENGTH - 1 : -ULID_LENGTH] == b":":
             return self.kind, rest[: -ULID_LENGTH - 1], end, seconds
-        return self._by_iso_time(rest) or (self._document(rest) if self.kind == CHECKPOINT else None)
+        return self._by_iso_time(rest) or (self._document(rest) if self.kind == CHECKPOINT else self._index(rest))
 
     def _by_iso_time(self, rest: bytes) -> Part | None:
         match = ISO_AT_END.search(rest)
@@ -81,7 +85,14 @@ class IdLayout:
 
     @staticmethod
     def _document(rest: bytes) -> Part | None:
-        return (DOCUMENT, rest, b"", None) if rest.strip(b":") else None
+        # The shallow saver in JavaScript ends its keys so.
+        group = rest.removesuffix(b":shallow")
+        return (DOCUMENT, group, b"", None) if group.strip(b":") else None
+
+    @staticmethod
+    def _index(rest: bytes) -> Part | None:
+        group, end = rest[: -UUID_LENGTH - 1], rest[-UUID_LENGTH:]
+        return (INDEX, group, end, None) if group and rest == group + b":" + end and is_uuid(end) else None
 
 
 @dataclass(frozen=True)
@@ -143,8 +154,11 @@ class BlobLayout:
     def read(self, key: bytes) -> Part | None:
         """The parts of a key; None when it is not of this layout."""
         rest = key[len(self.prefix) :]
-        border = _NAMESPACE_BEFORE.search(rest)
-        return (BLOB, rest[: border.end()], b"", None) if border and border.start() else None
+        thread, empty, _ = rest.partition(EMPTY_NAMESPACE + b":")
+        if empty:
+            return (BLOB, thread + EMPTY_NAMESPACE, b"", None) if thread else None
+        group = _NESTED_BEFORE.match(rest)
+        return (BLOB, group[0], b"", None) if group else None
 
 
 @dataclass(frozen=True)
@@ -182,6 +196,11 @@ class Prefixes:
     checkpoint: str = "checkpoint"
     write: str = "checkpoint_write"
 
+    def __post_init__(self) -> None:
+        """Refuse prefixes by which checkpoints and writes could not be told apart."""
+        if self.checkpoint == self.write:
+            raise ValueError(f"CHECKPOINT_PREFIX and CHECKPOINT_WRITE_PREFIX are both {self.write!r}: they must differ")
+
 
 def layouts_of(prefixes: Prefixes) -> tuple[Layout, ...]:
     """All layouts, those with the longer prefixes first."""
@@ -204,7 +223,11 @@ def reader_of(layouts: tuple[Layout, ...]) -> Reader:
     """One function for all layouts."""
     candidates = [(layout.prefix, layout.read) for layout in layouts]
     # Nearly all keys are found by what stands before their first colon, for a third of the time.
-    by_head = {prefix: read for prefix, read in candidates if prefix.find(b":") == len(prefix) - 1}
+    by_head = {
+        prefix: read
+        for prefix, read in candidates
+        if prefix.find(b":") == len(prefix) - 1 and not any(_is_longer(other, prefix) for other, _ in candidates)
+    }
 
     def read(key: bytes) -> Part | Literal[False] | None:
         known = by_head.get(key[: key.find(b":") + 1])
@@ -218,6 +241,10 @@ def reader_of(layouts: tuple[Layout, ...]) -> Reader:
     return read
 
 
+def _is_longer(prefix: bytes, other: bytes) -> bool:
+    return prefix != other and prefix.startswith(other)
+
+
 def thread_of(group: bytes) -> bytes:
     """The thread of a group, as far as its name shows: without the empty namespace, or nested ones.
 
@@ -225,10 +252,13 @@ def thread_of(group: bytes) -> bytes:
     """
     if group.endswith(EMPTY_NAMESPACE):
         return group[: -len(EMPTY_NAMESPACE)]
-    if group[:1] == b"$":
-        return group.rpartition(b"$")[0] or group
+    if group[:1] == b"$" and (thread := group.rpartition(b"$")[0]):
+        return thread
     if group[-1:] == b":":
         # The shallow saver's root has an empty namespace.
         return group[:-1]
+    if group[-UUID_LENGTH - 1 : -UUID_LENGTH] != b":":
+        # Nearly all; the search below takes four times as long.
+        return group
     nested = _NESTED.search(group)
     return group[: nested.start()] if nested and nested.start() else group

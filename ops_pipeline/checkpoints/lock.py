@@ -21,6 +21,12 @@ RENEWED_AFTER_SECONDS = 15.0
 IF_MINE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call({command}) end return 0"
 
 
+EVEN_WITHOUT_MEMORY = """#!lua flags=allow-oom
+return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2])
+"""
+"""Takes the lock in a Redis 7 that is out of memory: it is then that a sweep is needed."""
+
+
 @contextmanager
 def only_sweep(store: Store, clock: Callable[[], float] = time.monotonic) -> Generator[Callable[[], None], None, None]:
     """Hold the lock.
@@ -32,7 +38,7 @@ def only_sweep(store: Store, clock: Callable[[], float] = time.monotonic) -> Gen
         Unavailable: another sweep holds it, or it was lost.
     """
     token = uuid.uuid4().hex
-    if not store.client.set(LOCK, token, nx=True, px=HELD_MILLISECONDS):
+    if not _taken(store, token):
         raise Unavailable(
             f"Another sweep of {store.where} is at work (key {LOCK}): wait for it. The lock of one that died is free"
             f" after {HELD_MILLISECONDS // 1000} s."
@@ -53,3 +59,15 @@ def only_sweep(store: Store, clock: Callable[[], float] = time.monotonic) -> Gen
     finally:
         with suppress(redis.RedisError, OSError):
             free(keys=[LOCK], args=[token])
+
+
+def _taken(store: Store, token: str) -> bool:
+    try:
+        return bool(store.client.set(LOCK, token, nx=True, px=HELD_MILLISECONDS))
+    except redis.OutOfMemoryError:
+        try:
+            return bool(store.client.eval(EVEN_WITHOUT_MEMORY, 1, LOCK, token, HELD_MILLISECONDS))
+        except redis.ResponseError:
+            # Before 7.0 no script may do so: the first error says what is wrong.
+            pass
+        raise

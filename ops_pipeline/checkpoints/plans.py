@@ -11,7 +11,7 @@ from typing import Any
 
 from ops_pipeline.checkpoints.layouts import Prefixes
 from ops_pipeline.checkpoints.policy import DAY, Policy, glob_of
-from ops_pipeline.checkpoints.sweep import Options, Swept
+from ops_pipeline.checkpoints.sweep import NO_CHECKPOINT, Options, Swept
 from ops_pipeline.reconcile import Outcome, SafetyLimit
 from ops_pipeline.settings import Settings
 
@@ -70,6 +70,8 @@ def retention_now(settings: Settings, request: Request, used_bytes: int) -> Rete
     if limit is None or used_bytes <= limit * MEGABYTE:
         return Retention(days)
     short = min(days, max(settings.checkpoint_short_retention_days, settings.checkpoint_retention_floor_days))
+    if short == days:
+        return Retention(days)
     return Retention(
         short,
         f"Redis uses {used_bytes / MEGABYTE:.0f} MB, more than CHECKPOINT_MEMORY_LIMIT_MB ({limit}): threads are kept"
@@ -98,9 +100,10 @@ def policy_of(settings: Settings, request: Request, retention: Retention) -> Pol
 
 
 def options_of(settings: Settings, request: Request) -> Options:
-    """How the sweep works; threads that a person named may all go."""
-    share = request.max_share if request.max_share is not None else settings.checkpoint_max_share
-    limit = SafetyLimit(share=None if request.threads else share, minimum_population=SMALLEST_POPULATION)
+    """How the sweep works; threads that a person named may all go, unless a limit was asked for as well."""
+    usual = None if request.threads else settings.checkpoint_max_share
+    share = usual if request.max_share is None else request.max_share
+    limit = SafetyLimit(share=share, minimum_population=SMALLEST_POPULATION)
     return Options(
         dry_run=request.dry_run,
         expire_seconds=None if request.expire_hours is None else request.expire_hours * HOUR,
@@ -164,6 +167,11 @@ def warnings_of(swept: Swept, retention: Retention, where: str, prefixes: Prefix
         examples = ", ".join(key.decode("utf-8", "backslashreplace") for key in swept.unknown_examples[:3])
         found.append(
             f"{swept.unknown} keys under these prefixes are of no known layout, and were left alone: {examples}"
+        )
+    if swept.kept[NO_CHECKPOINT]:
+        found.append(
+            f"There are writes of {swept.kept[NO_CHECKPOINT]} threads and no checkpoint at all, so that nothing was"
+            f" deleted: do checkpoints begin with {prefixes.checkpoint}: (CHECKPOINT_PREFIX)?"
         )
     if swept.left:
         found.append(f"{swept.left} threads are left for the next sweep: the time was up.")

@@ -13,6 +13,7 @@ from ops_pipeline.checkpoints.groups import Group
 from ops_pipeline.checkpoints.layouts import (
     CHECKPOINT,
     DOCUMENT,
+    EMPTY_NAMESPACE,
     INDEX,
     POINTER,
     REGISTRY,
@@ -24,7 +25,11 @@ from ops_pipeline.checkpoints.layouts import (
 DAY = 86_400.0
 FUTURE = DAY
 """Ids so far ahead of the clock are of another clock: their threads are left alone."""
-INTERRUPT = b":-3"
+INTERRUPTS = (b":-3", b"$-3")
+"""How the keys of writes end on which a thread waits for a person."""
+
+CHARACTER = r"(?>[\xc2-\xf4][\x80-\xbf]{1,3}|.)"
+"""One character of UTF-8, or a byte that is none."""
 
 WHOLE, ERASED, ORPHANS, TRIMMED, KEPT = "whole", "erased", "orphans", "trimmed", "kept"
 
@@ -44,7 +49,7 @@ def glob_of(pattern: str) -> re.Pattern[bytes]:
             index += 1
             text += re.escape(pattern[index])
         else:
-            text += {"*": ".*", "?": "."}.get(letter, re.escape(letter))
+            text += {"*": ".*", "?": CHARACTER}.get(letter, re.escape(letter))
         index += 1
     return re.compile(text.encode(), re.DOTALL)
 
@@ -77,6 +82,8 @@ class Policy:
         """Refuse what cannot have been meant."""
         if self.retention <= 0 or any(seconds <= 0 for _, seconds in self.by_thread):
             raise ValueError("a retention must be longer than nothing")
+        if self.grace < 0 or self.trim_age < 0:
+            raise ValueError("no key is younger than nothing: a grace and a trim age are zero or more")
         if self.keep_newest is not None and self.keep_newest < 1:
             raise ValueError("at least one checkpoint of a live thread must be kept")
         if self.erase and not self.only:
@@ -88,16 +95,28 @@ class Policy:
 
     def wants(self, name: bytes) -> bool:
         """Whether a group is looked at."""
-        return not self.only or matches(self.only, name)
+        if not self.only:
+            return True
+        # Only a nested namespace may be a thread with such an id: the others say where the thread's id ends, and
+        # `user-1:*` must not find `user-1:__empty__`.
+        thread = thread_of(name)
+        if name[:1] == b"$" and name.startswith(thread + b"$"):
+            candidates = {thread[1:]}
+        elif name.endswith((EMPTY_NAMESPACE, b":")):
+            candidates = {thread}
+        else:
+            candidates = {thread, name}
+        return any(one.fullmatch(candidate) for one in self.only for candidate in candidates)
 
 
 def matches(patterns: Sequence[re.Pattern[bytes]], name: bytes) -> bool:
     """Whether the thread of a group, or the group's name as a whole, matches a pattern."""
     if not patterns:
         return False
-    plain = name.removeprefix(b"$")
-    thread = thread_of(name).removeprefix(b"$")
-    return any(pattern.fullmatch(thread) or pattern.fullmatch(plain) for pattern in patterns)
+    # With the dollar of the recipe's groups and without, as a thread's own id may begin with one.
+    thread = thread_of(name)
+    candidates = {name, thread, name.removeprefix(b"$"), thread.removeprefix(b"$")}
+    return any(pattern.fullmatch(candidate) for pattern in patterns for candidate in candidates)
 
 
 @dataclass(frozen=True)
@@ -193,19 +212,19 @@ def _orphaned(thread: bytes, groups: Sequence[Group], grace_from: float) -> Verd
 
 def _of_live(thread: bytes, groups: Sequence[Group], policy: Policy, read: Reader, now: float) -> Verdict:
     newest = max(group.newest for group in groups)
-    orphans: list[bytes] = []
+    trims = [policy.keep_newest is not None and not _has_documents(group) for group in groups]
+    if not any(trims) and not any(group.belongings for group in groups):
+        return Verdict(thread, KEPT, "live", newest=newest)
+    units = _Units(groups, read)
     trimmed: list[bytes] = []
-    for group in groups:
-        trims = policy.keep_newest is not None and not any(kind == DOCUMENT for kind, _ in group.timeless)
-        if not group.belongings and not trims:
-            continue
-        units = _Units(group, read)
-        orphans += units.orphans()
-        if trims and policy.keep_newest:
-            trimmed += units.beyond(policy.keep_newest, group.checkpoints, now - policy.trim_age)
+    for number, group in enumerate(groups):
+        if trims[number] and policy.keep_newest:
+            keep = max(0, policy.keep_newest - len(group.young))
+            trimmed += units.trim(number, keep, now - policy.trim_age)
+    orphans = units.orphans()
     if trimmed:
         newest_keys = tuple(group.newest_key for group in groups if group.newest_key)
-        keys, why = _once(orphans + trimmed), "live: older checkpoints beyond those to keep"
+        keys, why = _once(trimmed + orphans), "live: older checkpoints beyond those to keep"
         return Verdict(thread, TRIMMED, why, keys, _pointers(groups), newest, examined=newest_keys)
     if orphans:
         return Verdict(thread, ORPHANS, "writes of checkpoints that are gone", _once(orphans), newest=newest)
@@ -213,36 +232,46 @@ def _of_live(thread: bytes, groups: Sequence[Group], policy: Policy, read: Reade
 
 
 class _Units:
-    """The old keys of a group by checkpoint: each goes with its writes and their index, or stays with them."""
+    """The old keys of a thread by checkpoint: each goes with its writes and their index, or stays with them.
 
-    def __init__(self, group: Group, read: Reader) -> None:
-        self.checkpoints: dict[bytes, tuple[float, bytes]] = {}
+    Writes are looked for in all of its namespaces, as savers spell the empty one in two ways: the shallow saver's
+    document is `{thread}:`, and its writes are of `{thread}:__empty__`.
+    """
+
+    def __init__(self, groups: Sequence[Group], read: Reader) -> None:
+        self.checkpoints: list[dict[bytes, tuple[float, bytes]]] = []
         self.belongings: dict[bytes, list[bytes]] = {}
-        self.current = group.current
-        for key in group.old:
-            part = read(key)
-            if not isinstance(part, tuple) or part[3] is None:
-                continue
-            if part[0] == CHECKPOINT:
-                self.checkpoints[part[2]] = (part[3], key)
-            elif part[0] in {WRITE, INDEX}:
-                self.belongings.setdefault(part[2], []).append(key)
+        self.current: set[bytes] = set().union(*(group.current for group in groups))
+        for group in groups:
+            checkpoints: dict[bytes, tuple[float, bytes]] = {}
+            self.checkpoints.append(checkpoints)
+            for key in group.old:
+                part = read(key)
+                if not part or part[3] is None:
+                    continue
+                if part[0] == CHECKPOINT:
+                    checkpoints[part[2]] = (part[3], key)
+                elif part[0] in {WRITE, INDEX}:
+                    self.belongings.setdefault(part[2], []).append(key)
 
-    def orphans(self) -> Iterator[bytes]:
-        """Writes and indexes whose checkpoint is not there."""
-        for identifier, keys in self.belongings.items():
-            if identifier not in self.checkpoints and identifier not in self.current:
-                yield from keys
-
-    def beyond(self, keep: int, in_all: int, trim_before: float) -> Iterator[bytes]:
-        """Checkpoints older than the newest `keep`, and than a time, with what belongs to them; interrupts stay."""
-        young = in_all - len(self.checkpoints)
-        by_age = sorted(self.checkpoints.items(), key=lambda item: item[1][0], reverse=True)
-        for identifier, (seconds, key) in by_age[max(0, keep - young) :]:
-            keys = self.belongings.get(identifier, [])
-            if seconds < trim_before and not any(one.endswith(INTERRUPT) for one in keys):
+    def trim(self, number: int, keep: int, trim_before: float) -> Iterator[bytes]:
+        """Take out checkpoints of a group that are older than the newest `keep`, and than a time; interrupts stay."""
+        checkpoints = self.checkpoints[number]
+        by_age = sorted(checkpoints.items(), key=lambda item: (item[1][0], item[0]), reverse=True)
+        for identifier, (seconds, key) in by_age[keep:]:
+            interrupted = any(one.endswith(INTERRUPTS) for one in self.belongings.get(identifier, ()))
+            if seconds < trim_before and not interrupted:
+                del checkpoints[identifier]
                 yield key
-                yield from keys
+
+    def orphans(self) -> list[bytes]:
+        """Writes and indexes whose checkpoint is not there, or was taken out."""
+        there = self.current.union(*self.checkpoints)
+        return [key for identifier, keys in self.belongings.items() if identifier not in there for key in keys]
+
+
+def _has_documents(group: Group) -> bool:
+    return any(kind == DOCUMENT for kind, _ in group.timeless)
 
 
 def _pointers(groups: Sequence[Group]) -> tuple[bytes, ...]:

@@ -12,21 +12,23 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ops_pipeline.checkpoints.connection import Store, in_words
 from ops_pipeline.checkpoints.groups import LARGEST_PASS, Group, Groups
 from ops_pipeline.checkpoints.layouts import BLOB, Prefixes, Reader, layouts_of, reader_of
-from ops_pipeline.checkpoints.lock import only_sweep
+from ops_pipeline.checkpoints.lock import LOCK, only_sweep
 from ops_pipeline.checkpoints.policy import DAY, ERASED, KEPT, ORPHANS, WHOLE, Policy, Verdict, judge, threads_of
 from ops_pipeline.checkpoints.removal import Remover, batches, expirable
 from ops_pipeline.checkpoints.scanning import pages, size_of
 from ops_pipeline.checkpoints.values import read_ages
 from ops_pipeline.reconcile import Change, Plan, SafetyLimit
 
+NO_CHECKPOINT = "orphans, and no checkpoint anywhere"
 TOLD_EVERY_SECONDS = 5.0
 EXAMPLES = 50
 LARGEST_THREADS = 20
+LOCK_KEY = LOCK.encode()
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ class _Sweeper:
         groups = Groups(
             self.read,
             self.now - policy.grace,
-            wanted=policy.wants if policy.only else None,
+            wanted=self._may_want if policy.only else None,
             everything=policy.erase,
             names=policy.keep_newest is not None,
             largest=self.options.largest_pass,
@@ -190,10 +192,14 @@ class _Sweeper:
         self.swept.used_bytes, self.swept.resident_bytes = (used, now_used), (resident, now_resident)
         self.swept.seconds = self.clock() - self.started
 
+    def _may_want(self, name: bytes) -> bool:
+        """Whether a group is looked at; a document's thread, before its last colon, is certain only with its value."""
+        return self.policy.wants(name) or self.policy.wants(name.rpartition(b":")[0])
+
     def _one_pass(self, groups: Groups, keep: Callable[[], None]) -> None:
         size = size_of(self.store)
         for page in pages(self.store):
-            groups.add(page)
+            groups.add(_without_lock(page))
             keep()
             self._tell(f"{groups.scanned} of {size} keys scanned, {self.swept.deleted} deleted")
         first = self.swept.passes == 0
@@ -202,20 +208,25 @@ class _Sweeper:
             self.swept.processed, self.swept.foreign = groups.scanned, groups.foreign
             self.swept.unknown, self.swept.unknown_examples = groups.unknown_count, groups.unknown
         self.swept.documents += read_ages(self.store, groups.found, everything=self.policy.erase)
-        verdicts = self._verdicts(groups.found)
+        verdicts = self._verdicts(groups.found, others=groups.others)
         verdicts = self._confirmed(verdicts, groups.found)
         self._guard(verdicts, groups.found)
         if not self.options.dry_run:
             self._remove(verdicts, keep)
 
-    def _verdicts(self, found: dict[bytes, Group]) -> list[Verdict]:
+    def _verdicts(self, found: dict[bytes, Group], *, others: bool) -> list[Verdict]:
         """What happens to the threads of a pass; those that stay are counted."""
         verdicts = []
-        threads = threads_of(found)
-        self.swept.threads += len(threads)
-        for thread, names in threads.items():
+        # With a wrong prefix for checkpoints, all writes look like orphans.
+        lonely = not others and not any(group.checkpoints for group in found.values())
+        for thread, names in threads_of(found).items():
+            if not any(self.policy.wants(name) for name in (thread, *names)):
+                continue
+            self.swept.threads += 1
             groups = [found[name] for name in names]
             verdict = judge(thread, groups, self.policy, self.read, self.now)
+            if verdict.action == ORPHANS and lonely:
+                verdict = replace(verdict, action=KEPT, reason=NO_CHECKPOINT)
             self._count(verdict, sum(group.keys for group in groups))
             wanted = self.options.expire_seconds is None or expirable(verdict)
             if verdict.action != KEPT and wanted:
@@ -246,15 +257,15 @@ class _Sweeper:
         }
         if not doubtful or self.options.dry_run:
             return verdicts
-        again = Groups(self.read, 0.0, largest=self.options.largest_pass)
         alive = set()
         for page in pages(self.store):
-            again.add(page)
-            alive |= {name for name, group in again.found.items() if group.newest >= self.now - self.policy.grace}
-            again.found.clear()
+            parts = (part for part in map(self.read, page) if isinstance(part, tuple))
+            alive |= {name for _, name, _, seconds in parts if (seconds or 0) >= self.now - self.policy.grace}
         revived = {thread for thread, names in threads_of(found).items() if alive.intersection(names)}
-        self.swept.kept["came alive"] += len(revived & doubtful.keys())
-        return [one for one in verdicts if one.thread not in revived or one.thread not in doubtful]
+        revived &= doubtful.keys()
+        if revived:
+            self.swept.kept["came alive"] += len(revived)
+        return [one for one in verdicts if one.thread not in revived]
 
     def _guard(self, verdicts: Sequence[Verdict], found: dict[bytes, Group]) -> None:
         """Refuse a pass in which too many threads would go; orphans are no threads."""
@@ -271,10 +282,13 @@ class _Sweeper:
             if self.clock() - self.started > self.options.time_budget:
                 self.swept.left += len(verdicts) - done
                 break
-            self.remover.carry_out(batch)
-            done += len(batch)
             keep()
-            self._note()
+            try:
+                self.remover.carry_out(batch)
+            finally:
+                # What a batch did before it failed was done too.
+                self._note()
+            done += len(batch)
             self._tell(f"{done} of {len(verdicts)} threads removed, {self.swept.deleted} keys")
         self.swept.kept.update(self.remover.removed.spared)
         self.remover.removed.spared.clear()
@@ -291,6 +305,11 @@ class _Sweeper:
             seconds = now - self.started
             rate = f", {self.swept.deleted / seconds:,.0f} keys/s deleted" if self.swept.deleted else ""
             self.told(f"{text}, {seconds:.0f} s{rate}")
+
+
+def _without_lock(page: list[bytes]) -> list[bytes]:
+    """A page without this sweep's own lock, which is no key of somebody else."""
+    return [key for key in page if key != LOCK_KEY] if LOCK_KEY in page else page
 
 
 def change_of(verdict: Verdict, now: float) -> Change:

@@ -18,7 +18,9 @@ from ops_pipeline.checkpoints.layouts import DOCUMENT
 AT_ONCE = 200
 """Documents read per round trip; one may hold a whole conversation."""
 HEAD = 65_536
-"""As much of a plain value is read as holds its times; whole values of megabytes would stop everybody else."""
+"""As much of each plain value is read at first, many per round trip."""
+LONGEST = 16_777_216
+"""A longer value is read by itself, up to here: half a piece of JSON tells no time, or a wrong one."""
 TIME_FIELDS = ("ts", "timestamp", "created_at", "updated_at", "checkpoint_ts")
 DOCUMENT_PATHS = ("$.checkpoint.ts", "$.checkpoint_ts", "$.checkpoint_id", "$.checkpoint.id")
 
@@ -90,11 +92,20 @@ def is_delta(store: Store, key: bytes) -> bool:
     return not isinstance(metadata, dict) or bool(metadata.get("counters_since_delta_snapshot"))
 
 
+def ages_of(store: Store, keys: Sequence[bytes]) -> list[Age]:
+    """What documents say of themselves at this moment."""
+    return [age for part in _parts(keys) for age in _ages(store, part)]
+
+
 def _ages(store: Store, keys: Sequence[bytes]) -> Iterator[Age]:
     types = _pipelined(store, [("TYPE", key) for key in keys])
     commands = [_reading(key, kind) for key, kind in zip(keys, types, strict=True)]
-    for kind, answer in zip(types, _pipelined(store, commands), strict=True):
-        yield _age(kind, answer)
+    for key, kind, answer in zip(keys, types, _pipelined(store, commands), strict=True):
+        if kind == b"string" and isinstance(answer, bytes) and len(answer) == HEAD:
+            (whole,) = _pipelined(store, [("GETRANGE", key, 0, LONGEST - 1)])
+            yield _age(kind, whole)
+        else:
+            yield _age(kind, answer)
 
 
 def _reading(key: bytes, kind: Any) -> tuple[Any, ...]:
@@ -109,7 +120,7 @@ def _reading(key: bytes, kind: Any) -> tuple[Any, ...]:
 
 def _age(kind: Any, answer: Any) -> Age:
     if kind == b"string" and isinstance(answer, bytes):
-        return Age(_time_in_text(answer), plain=True)
+        return _in_text(answer)
     if kind == b"ReJSON-RL" and isinstance(answer, bytes):
         return _of_json(answer)
     if kind == b"hash" and isinstance(answer, list):
@@ -118,12 +129,12 @@ def _age(kind: Any, answer: Any) -> Age:
     return Age()
 
 
-def _time_in_text(text: bytes) -> float | None:
-    """The time of a JSON value: of the document, or of the checkpoint in it; of its beginning where it is longer."""
+def _in_text(text: bytes) -> Age:
+    """The time and the id of a JSON value: of the document, or of the checkpoint in it."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        return None
+        return Age(plain=True)
     holders = [value, value.get("checkpoint")] if isinstance(value, dict) else []
     times = [
         seconds
@@ -132,7 +143,9 @@ def _time_in_text(text: bytes) -> float | None:
         for field in TIME_FIELDS
         if (seconds := _time(holder.get(field))) is not None
     ]
-    return max(times, default=None)
+    ids = [holder.get(name) for holder in holders if isinstance(holder, dict) for name in ("checkpoint_id", "id")]
+    identifier = next((one for one in ids if one and isinstance(one, str)), "")
+    return Age(max(times, default=None), identifier.encode("utf-8", "replace"), plain=True)
 
 
 def _of_json(answer: bytes) -> Age:
@@ -156,7 +169,8 @@ def _time(value: Any) -> float | None:
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, int | float):
-        return number_seconds(value)
+        # An integer of 400 digits is no float.
+        return number_seconds(value) if abs(value) < 1e18 else None
     if not isinstance(value, str):
         return None
     try:

@@ -31,7 +31,7 @@ from dagster import (
 )
 from pydantic import Field
 
-from ops_pipeline.checkpoints.connection import configured_url, open_store
+from ops_pipeline.checkpoints.connection import configured_url, in_words, open_store
 from ops_pipeline.checkpoints.plans import (
     Request,
     Retention,
@@ -152,7 +152,9 @@ def _sweep(
         raise Failure(NO_REDIS, allow_retries=False)
     prefixes = prefixes_of(settings)
     with open_store(url, replicas=settings.checkpoint_scan_replicas) as store:
-        retention = retention_now(settings, request, memory_of(store)[0])
+        with in_words(store.where):
+            used, _ = memory_of(store)
+        retention = retention_now(settings, request, used)
         policy, options = policy_of(settings, request, retention), options_of(settings, request)
         sweep(store, prefixes, policy, options, swept=swept, told=told)
         return retention, warnings_of(swept, retention, store.where, prefixes, store.database)

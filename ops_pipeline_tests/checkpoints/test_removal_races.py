@@ -1,0 +1,353 @@
+"""Assistants that write while a sweep is at work, and two sweeps at once, on a real Redis.
+
+A sweep's `clock` and `told` are called between its steps: what a test does there happens exactly in between.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import redis
+
+from ops_pipeline.checkpoints.connection import open_store
+from ops_pipeline.checkpoints.layouts import Prefixes
+from ops_pipeline.checkpoints.lock import HELD_MILLISECONDS, LOCK
+from ops_pipeline.checkpoints.policy import Policy
+from ops_pipeline.checkpoints.sweep import Options, Swept, sweep
+from ops_pipeline.reconcile import Unavailable
+from ops_pipeline_tests.checkpoints.redis_servers import (
+    DAY,
+    EMPTY,
+    LAYOUTS,
+    Loaded,
+    RedisServer,
+    keys_of,
+    load_blobs,
+    load_saver,
+    other_id,
+    put_blobs,
+    put_plain,
+    put_saver,
+    snapshot,
+    until,
+    uuid6,
+)
+
+SECONDS = 3.0
+"""How long assistants and sweeps race."""
+
+
+def ago(days: float) -> float:
+    return time.time() - days * DAY
+
+
+def run(
+    server: RedisServer,
+    between: Callable[[str], None] | None = None,
+    decided: Callable[[], object] | None = None,
+    **options: Any,
+) -> Swept:
+    """Sweep once, and do something between its steps, or once it has decided what goes."""
+    hours = itertools.count(step=6.0)
+    scanned: list[str] = []
+    done: list[object] = []
+
+    def told(text: str) -> None:
+        scanned.append(text)
+        if between:
+            between(text)
+
+    def clock() -> float:
+        if not between and not decided:
+            return time.monotonic()
+        if scanned and decided and not done:
+            # All keys fit into one page: the next look at the clock comes before the first batch.
+            done.append(decided())
+        return next(hours)
+
+    settings = Options(**({"time_budget": 1e9} | options))
+    with open_store(server.url()) as store:
+        policy = Policy(retention=30 * DAY, grace=DAY)
+        return sweep(store, Prefixes(), policy, settings, swept=Swept(), told=told, clock=clock)
+
+
+def once_scanned(action: Callable[[], object]) -> Callable[[str], None]:
+    """Do something once, when all keys were scanned and nothing was decided."""
+    done = []
+
+    def between(text: str) -> None:
+        if "scanned" in text and not done:
+            done.append(action())
+
+    return between
+
+
+# One thread, at the worst moment
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_thread_resumed_after_the_scan_is_there_afterwards(
+    server: RedisServer, client: redis.Redis, name: str
+) -> None:
+    """The saver overwrites some documents in place: what the sweep had seen as old was new when it was deleted."""
+    put, load = LAYOUTS[name]
+    for thread in ("idle", "resumed"):
+        put(client, thread, ago(40))
+    news: list[Loaded] = []
+    swept = run(server, once_scanned(lambda: news.append(put(client, "resumed", time.time()))))
+    assert load(client, "resumed") == news[0]
+    assert keys_of(client, "idle") == []
+    assert swept.removed["whole"] >= 1
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if "blobs" not in name])
+def test_a_thread_resumed_after_the_decision_is_there_afterwards(
+    server: RedisServer, client: redis.Redis, name: str
+) -> None:
+    put, load = LAYOUTS[name]
+    for thread in ("idle", "resumed"):
+        put(client, thread, ago(40))
+    news: list[Loaded] = []
+    run(server, decided=lambda: news.append(put(client, "resumed", time.time())))
+    assert load(client, "resumed") == news[0]
+    assert keys_of(client, "idle") == []
+
+
+@pytest.mark.parametrize("expire_seconds", [None, 100.0])
+def test_documents_written_in_place_stay_and_do_not_expire(
+    server: RedisServer, client: redis.Redis, expire_seconds: float | None
+) -> None:
+    """A thread of one document, overwritten at every step, was deleted a second after its user came back."""
+    for thread in ("idle", "resumed"):
+        client.set(f"checkpoint:{thread}:state", json.dumps({"ts": ago(40)}))
+    fresh = json.dumps({"ts": time.time()})
+    swept = run(
+        server,
+        decided=lambda: client.set("checkpoint:resumed:state", fresh),
+        expire_seconds=expire_seconds,
+    )
+    assert client.get("checkpoint:resumed:state") == fresh.encode()
+    assert client.ttl("checkpoint:resumed:state") == -1
+    assert (
+        client.ttl("checkpoint:idle:state") == -2
+        if expire_seconds is None
+        else client.ttl("checkpoint:idle:state") > 90
+    )
+    assert swept.removed == {"whole": 1}
+
+
+def test_a_thread_resumed_in_a_subgraph_only_stays_as_a_whole(server: RedisServer, client: redis.Redis) -> None:
+    nested = "child:00000000-0000-4000-8000-000000000007"
+    for namespace in (EMPTY, nested):
+        put_saver(client, "resumed", ago(40), namespace=namespace)
+    before = snapshot(client)
+    swept = run(server, once_scanned(lambda: put_saver(client, "resumed", time.time(), namespace=nested)))
+    assert (swept.deleted, swept.kept) == (0, {"came alive": 1})
+    assert set(before) < set(snapshot(client))
+    assert load_saver(client, "resumed") and load_saver(client, "resumed", nested)
+
+
+def test_blobs_of_a_resumed_thread_stay_however_many_there_are(server: RedisServer, client: redis.Redis) -> None:
+    """The second look at threads with blobs ran out of room, and forgot half of them."""
+    for number in range(40):
+        put_blobs(client, f"thread-{number:02d}", ago(40))
+    news: dict[str, Loaded] = {}
+
+    def resume() -> None:
+        for number in range(0, 40, 2):
+            news[f"thread-{number:02d}"] = put_blobs(client, f"thread-{number:02d}", time.time())
+
+    swept = run(server, once_scanned(resume))
+    assert {thread: load_blobs(client, thread) for thread in news} == news
+    assert (swept.removed, swept.kept) == ({"whole": 20}, {"came alive": 20})
+    # The same with more keys than a pass keeps.
+    for number in range(0, 80):
+        put_blobs(client, f"later-{number:02d}", ago(40))
+    news.clear()
+    done: list[int] = []
+
+    def resume_later(text: str) -> None:
+        if "scanned" in text and not done:
+            done.append(1)
+            for number in range(0, 80, 2):
+                news[f"later-{number:02d}"] = put_blobs(client, f"later-{number:02d}", time.time())
+
+    run(server, resume_later, largest_pass=20)
+    assert len(news) == 40
+    assert {thread: load_blobs(client, thread) for thread in news} == news
+
+
+def test_an_orphaned_pointer_whose_checkpoint_appears_stays(server: RedisServer, client: redis.Redis) -> None:
+    identifier = uuid6(ago(3))
+    client.set(f"checkpoint_latest:late:{EMPTY}", f"checkpoint:late:{EMPTY}:{identifier}")
+    run(server, once_scanned(lambda: client.set(f"checkpoint:late:{EMPTY}:{identifier}", "{}")))
+    assert client.exists(f"checkpoint_latest:late:{EMPTY}", f"checkpoint:late:{EMPTY}:{identifier}") == 2
+
+
+# Thousands of moments
+
+
+class Assistants:
+    """Assistants that resume idle threads as fast as they can, and remember what each thread must hold."""
+
+    def __init__(self, server: RedisServer, threads: list[str], put: Callable[..., Loaded]) -> None:
+        """Begin at once."""
+        self.newest: dict[str, Loaded] = {}
+        self.problems: list[BaseException] = []
+        self._stop = threading.Event()
+        halves = (threads[::2], threads[1::2])
+        self._workers = [threading.Thread(target=self._work, args=(server, half, put)) for half in halves]
+        for worker in self._workers:
+            worker.start()
+
+    def _work(self, server: RedisServer, threads: list[str], put: Callable[..., Loaded]) -> None:
+        order = random.sample(threads, len(threads))
+        try:
+            with server.client() as client:
+                for thread in order:
+                    if self._stop.is_set():
+                        return
+                    self.newest[thread] = put(client, thread, time.time())
+        except BaseException as error:  # noqa: BLE001 - the test judges it
+            self.problems.append(error)
+
+    def stop(self) -> None:
+        """Let each finish the thread at hand."""
+        self._stop.set()
+        for worker in self._workers:
+            worker.join()
+
+
+def in_place(client: Any, thread: str, seconds: float) -> Loaded:
+    """A thread of one document that is overwritten at every step."""
+    return put_plain(client, thread, seconds, lambda _: "state", step=random.random())  # noqa: S311 - no secret
+
+
+def load_in_place(client: Any, thread: str) -> Loaded | None:
+    """The document of such a thread, if it is young."""
+    value = client.get(f"checkpoint:{thread}:state")
+    return Loaded(json.loads(value)["id"]) if value else None
+
+
+RACED: dict[str, tuple[Callable[..., Loaded], Callable[[Any, str], Loaded | None]]] = {
+    "saver": (put_saver, load_saver),
+    "in place": (in_place, load_in_place),
+    "plain, times in values": (partial(put_plain, make_id=other_id), LAYOUTS["plain, times in values"][1]),
+}
+
+
+@pytest.mark.parametrize("name", RACED)
+def test_no_resumed_thread_is_ever_lost(server: RedisServer, client: redis.Redis, name: str) -> None:
+    """The pointer went after its thread had been resumed: the assistant began anew, its history there unread."""
+    put, load = RACED[name]
+    deadline = time.monotonic() + (SECONDS if name == "saver" else SECONDS / 2)
+    resumed = spared = gone = 0
+    for turn in itertools.count():
+        threads = [f"t{turn}-{number:03d}" for number in range(150)]
+        with client.pipeline(transaction=False) as pipeline:
+            for thread in threads:
+                put(pipeline, thread, ago(40))
+            pipeline.execute()
+        assistants = Assistants(server, threads[::2], put)
+        swept = run(server)
+        assistants.stop()
+        assert assistants.problems == []
+        assert {thread: load(client, thread) for thread in assistants.newest} == assistants.newest
+        for thread in set(threads) - set(assistants.newest):
+            assert load(client, thread) is None, thread
+        resumed += len(assistants.newest)
+        spared += swept.kept["came alive"]
+        gone += swept.removed["whole"]
+        client.flushdb()
+        if time.monotonic() > deadline:
+            break
+    # Many moments were met, on both sides of the deletion.
+    assert resumed > 500 and gone > 500
+    assert spared > 0 or name == "plain, times in values"
+
+
+# Two sweeps
+
+
+def test_of_two_sweeps_at_once_one_refuses(server: RedisServer, client: redis.Redis) -> None:
+    put_saver(client, "idle", ago(40))
+    refusals: list[str] = []
+
+    def second() -> None:
+        with pytest.raises(Unavailable) as caught:
+            run(server)
+        refusals.append(str(caught.value))
+
+    assert run(server, once_scanned(second)).removed == {"whole": 1}
+    (told,) = refusals
+    assert f"Another sweep of {server.url()} is at work (key {LOCK})" in told
+    assert not client.exists(LOCK)
+
+
+def test_a_dry_run_may_look_while_a_sweep_is_at_work(server: RedisServer, client: redis.Redis) -> None:
+    put_saver(client, "idle", ago(40))
+    looks: list[Swept] = []
+    run(server, once_scanned(lambda: looks.append(run(server, dry_run=True))))
+    assert (looks[0].threads, looks[0].deleted) == (1, 0)
+
+
+def test_the_lock_of_a_sweep_that_died_expires(server: RedisServer, client: redis.Redis) -> None:
+    """A machine that lost power had stopped all sweeps for good."""
+    put_saver(client, "idle", ago(40))
+    child = os.fork()
+    if child == 0:
+        run(server, once_scanned(lambda: os._exit(9)))
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    with pytest.raises(Unavailable, match="Another sweep"):
+        run(server)
+    assert 0 < client.pttl(LOCK) <= HELD_MILLISECONDS
+    client.pexpire(LOCK, 50)
+    until(lambda: not client.exists(LOCK), "the lock to expire")
+    assert run(server).removed == {"whole": 1}
+
+
+@pytest.mark.parametrize("other", ["another sweep's token", None])
+def test_a_sweep_that_lost_its_lock_stops_and_leaves_that_of_the_other(
+    server: RedisServer, client: redis.Redis, other: str | None
+) -> None:
+    """A suspended laptop woke up, and swept on beside the sweep that had taken over."""
+    put_saver(client, "idle", ago(40))
+    before = snapshot(client)
+
+    def taken_over() -> None:
+        client.delete(LOCK)
+        if other:
+            client.set(LOCK, other)
+
+    with pytest.raises(Unavailable, match="was lost"):
+        run(server, once_scanned(taken_over))
+    assert client.get(LOCK) == (other.encode() if other else None)
+    client.delete(LOCK)
+    assert snapshot(client) == before
+
+
+def test_the_lock_is_renewed_while_a_sweep_goes_on(server: RedisServer, client: redis.Redis) -> None:
+    with client.pipeline(transaction=False) as pipeline:
+        for number in range(1500):
+            put_saver(pipeline, f"idle-{number}", ago(40))
+        pipeline.execute()
+    lives: list[int] = []
+
+    def between(_: str) -> None:
+        lives.append(client.pttl(LOCK))
+        client.pexpire(LOCK, 30_000)
+
+    assert run(server, between).removed == {"whole": 1500}
+    assert len(lives) > 10
+    assert sum(left > 30_000 for left in lives) > 2
+    assert min(lives) > 0
