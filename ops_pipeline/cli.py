@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Literal, NoReturn, TypeVar, get_args
 
 import click
 from sqlalchemy import Engine
@@ -26,6 +26,7 @@ from ops_pipeline.database.migrate import migrate as migrate_database
 from ops_pipeline.database.types import parse_instant
 from ops_pipeline.operations.checks import check_deployment
 from ops_pipeline.operations.variables import check_variables
+from ops_pipeline.services.commands import services
 from ops_pipeline.settings import Settings, SettingsError, given_variables, load_settings, secret_variable
 from ops_pipeline.usage.hours import floor_hour
 
@@ -43,6 +44,9 @@ def main() -> None:
 
     Configuration comes from the environment and from a .env file in the working directory; `.env.example` lists it.
     """
+
+
+main.add_command(services)
 
 
 @main.command()
@@ -73,9 +77,11 @@ def check() -> None:
 
 def _check_elsewhere(settings: Settings) -> list[Check]:
     from ops_pipeline.checkpoints.checks import check_checkpoints  # noqa: PLC0415
+    from ops_pipeline.services.checks import check_registry  # noqa: PLC0415
     from ops_pipeline.usage.checks import check_probes  # noqa: PLC0415
 
-    return check_probes(settings.model_probes_file, secret_variable) + check_checkpoints(settings)
+    probes = check_probes(settings.model_probes_file, secret_variable)
+    return [*probes, *check_registry(settings.services_file, secret_variable), *check_checkpoints(settings)]
 
 
 def _check_tables(settings: Settings) -> list[Check]:
@@ -178,11 +184,42 @@ def with_home(command: tuple[str, ...]) -> None:
 
     with _operations() as (settings, _), _files("Run this in the project's folder, and see who owns DAGSTER_HOME."):
         variables = prepare_home(settings, Path.cwd(), first_hour)
-    # Handed over, not printed: the URL of Dagster's storage holds a password.
+    _become(command, variables)
+
+
+@main.command("with-demo-redis", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def with_demo_redis(command: tuple[str, ...]) -> None:
+    """Run COMMAND with a private Redis of demo checkpoints, unless a Redis is named (used by `make run`).
+
+    It ends with COMMAND, and its data with it.
+    """
+    from ops_pipeline.checkpoints import demo as demo_data  # noqa: PLC0415
+    from ops_pipeline.checkpoints.connection import configured_url  # noqa: PLC0415
+
+    settings = _settings()
+    variables: dict[str, str] = {}
+    if configured_url(settings) is None:
+        with _files("Correct DAGSTER_HOME, or the owner of that folder."):
+            settings.dagster_home.mkdir(parents=True, exist_ok=True)
+            server, told = demo_data.start(settings.dagster_home.absolute())
+        if server:
+            keys = demo_data.fill(server.url, now=datetime.now(UTC).timestamp())
+            told += f", with {keys} keys"
+            variables["CHECKPOINT_REDIS_URL"] = server.url
+        else:
+            told += ": checkpoints are not cleaned up"
+        click.echo(f"No Redis is named in CHECKPOINT_REDIS_URL or NAUTOBOT_REDIS_HOST; {told}.")
+    _become(command, variables)
+
+
+def _become(command: tuple[str, ...], variables: dict[str, str]) -> NoReturn:
+    # Handed over, not printed: the URLs hold passwords.
     for name, value in variables.items():
         os.putenv(name, value)
     with _files("Give a command that exists."):
         os.execvp(command[0], command)  # noqa: S606 - the caller's own command
+    raise AssertionError("exec returned")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dagster_shared.utils.warnings import BetaWarning
 
 from ops_pipeline.defs.checkpoints import checkpoints_defs
 from ops_pipeline.defs.resources import IN_MEMORY, OperationsDatabase
+from ops_pipeline.defs.services import services_defs
 from ops_pipeline.defs.usage.build import usage_defs
 from ops_pipeline.settings import load_settings
 
@@ -31,7 +32,7 @@ def build_defs(*, database: OperationsDatabase | None = None, **overrides: Any) 
     with warnings.catch_warnings():
         # Backfill policies and mappings before the first partition are marked beta; the Dagster version is pinned.
         warnings.simplefilter("ignore", BetaWarning)
-        return Definitions.merge(common, usage_defs(settings), checkpoints_defs(settings))
+        return Definitions.merge(common, usage_defs(settings), checkpoints_defs(settings), services_defs(settings))
 
 
 defs = build_defs()

@@ -180,6 +180,8 @@ class Settings(BaseSettings):
         default="checkpoint_write", min_length=1, description="What keys of pending writes begin with."
     )
     checkpoint_scan_replicas: bool = Field(default=False, description="Scan replicas instead of primaries.")
+    services_file: Path | None = Field(default=None, description="The YAML file of known host services.")
+    services_interval: CronText = Field(default="*/5 * * * *", description="When host services are looked at.")
     usage_report_days: int = Field(
         default=7, ge=0, le=366, description="For how many days back a report is made without being asked for."
     )

@@ -52,6 +52,8 @@ DEFAULTS: dict[str, Any] = {
     "CHECKPOINT_PREFIX": "checkpoint",
     "CHECKPOINT_WRITE_PREFIX": "checkpoint_write",
     "CHECKPOINT_SCAN_REPLICAS": False,
+    "SERVICES_FILE": None,
+    "SERVICES_INTERVAL": "*/5 * * * *",
     "USAGE_REPORT_DAYS": 7,
     "REPORTS_DIR": None,
 }

@@ -72,9 +72,12 @@ def test_every_asset_tells_the_operator_what_it_is(definitions: Definitions) -> 
         "model_calls",
         "model_statuses",
         "langgraph_checkpoints",
+        "host_services",
     }
     for spec in specs:
-        assert spec.description and spec.group_name in {"usage", "checkpoints"} and spec.owners and spec.kinds, spec.key
+        assert (
+            spec.description and spec.group_name in {"usage", "checkpoints", "services"} and spec.owners and spec.kinds
+        ), spec.key
 
 
 COSTS_MONEY = {"check_model_status_schedule", "failing_models_sensor"}
@@ -93,6 +96,7 @@ def test_every_schedule_sensor_and_job_has_a_description_and_starts_switched_on_
         "usage_partition_status_sensor",
         "cleanup_stale_model_calls_schedule",
         "cleanup_checkpoints_schedule",
+        "check_running_services_schedule",
         *COSTS_MONEY,
     }
     for one in automations:
@@ -112,5 +116,6 @@ def test_every_check_has_a_description(definitions: Definitions) -> None:
         "months_match_their_days",
         "calls_come_to_an_end",
         "models_answer",
+        "services_are_well",
     }
     assert all(spec.description for spec in specs)

@@ -1,0 +1,197 @@
+"""One check of all services: look, advance the states, decide, and recover what may be recovered.
+
+What belongs here: the sequence. The rules are in `states` and `recovery`, SQL in `store`, I/O in `looks` and `actions`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from sqlalchemy import Engine
+
+from ops_pipeline.database.engine import database_now, reading
+from ops_pipeline.reconcile import Change, Outcome, Plan
+from ops_pipeline.services.actions import Done, restart, secrets_of
+from ops_pipeline.services.looks import Variable, look_at_all
+from ops_pipeline.services.recovery import ALERT, GIVE_UP, REFUSED, RESTART, SUPPRESSED, Decision, decide
+from ops_pipeline.services.registry import Registry, Service
+from ops_pipeline.services.states import DEGRADED, DOWN, GIVEN_UP, UP, Look, State, advance
+from ops_pipeline.services.store import (
+    ALERTED,
+    RESTARTED,
+    Event,
+    claim_restart,
+    give_up,
+    read_states,
+    record_looks,
+    tell,
+)
+
+LOOKS_IN_GRACE = 10
+SHORTEST_PAUSE = 0.2
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a check needs besides the registry.
+
+    Attributes:
+        engine: the operations database.
+        variable: the value of an environment variable; None when it is not set.
+        sleep: waits, in seconds.
+        run_id: of the run that checks, kept with every event.
+    """
+
+    engine: Engine
+    variable: Variable
+    sleep: Callable[[float], object]
+    run_id: str = ""
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What a look would lead to, before anything is written.
+
+    Attributes:
+        looks: by service.
+        states: as they would be.
+        changed: services whose state would be another one.
+        decisions: about services that are down.
+    """
+
+    looks: Mapping[str, Look]
+    states: Mapping[str, State]
+    changed: tuple[str, ...]
+    decisions: tuple[Decision, ...]
+
+    @property
+    def due(self) -> bool:
+        """Whether a state changes, or an action is due."""
+        return bool(self.changed) or any(one.action in {RESTART, GIVE_UP} for one in self.decisions)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check did: transitions, decisions and restarts, and the states at its end."""
+
+    looks: Mapping[str, Look]
+    events: tuple[Event, ...]
+    decisions: tuple[Decision, ...]
+    restarts: tuple[tuple[str, Done], ...]
+    states: Mapping[str, State]
+
+
+def prospect(registry: Registry, watch: Watch) -> Prospect:
+    """Look at everything, and tell what would follow; writes nothing."""
+    looks = look_at_all(registry, watch.variable)
+    with reading(watch.engine) as connection:
+        now, known = database_now(connection), read_states(connection)
+    states = {one.name: advance(one, known.get(one.name, State()), looks[one.name], now) for one in registry.services}
+    changed = tuple(name for name, state in states.items() if state.state != known.get(name, State()).state)
+    return Prospect(looks, states, changed, tuple(decide(registry, states, now)))
+
+
+def plan_of(found: Prospect) -> Plan:
+    """The restarts that would be made, and why other services that are down are left alone."""
+    changes = tuple(
+        Change(one.service.name, one.action, one.reason, found.states[one.service.name].state)
+        for one in found.decisions
+        if one.action in {RESTART, GIVE_UP}
+    )
+    kept = Counter(f"{one.action}: {one.reason}" for one in found.decisions if one.action not in {RESTART, GIVE_UP})
+    return Plan(changes, scanned=len(found.states), kept=kept)
+
+
+def check_services(registry: Registry, watch: Watch) -> Checked:
+    """Look, write what was seen, and recover what may be recovered; one service of a host at a time."""
+    looks = look_at_all(registry, watch.variable)
+    transitions = record_looks(watch.engine, registry.services, looks, watch.run_id)
+    events = [event for event, _ in transitions]
+    with reading(watch.engine) as connection:
+        now, states = database_now(connection), read_states(connection)
+    decisions = decide(registry, states, now)
+    events += _told(decisions, {event.service for event in events}, watch)
+    restarts: list[tuple[str, Done]] = []
+    for decision in decisions:
+        if decision.action == GIVE_UP:
+            give_up(watch.engine, decision.service, decision.reason, watch.run_id)
+            events.append(Event(decision.service.name, ALERTED, DOWN, GIVEN_UP, decision.reason))
+        elif decision.action == RESTART:
+            told, done = _recover(registry, decision.service, watch)
+            events += told
+            restarts += done
+    with reading(watch.engine) as connection:
+        states = read_states(connection)
+    return Checked(looks, tuple(events), tuple(decisions), tuple(restarts), states)
+
+
+def _told(decisions: Sequence[Decision], changed: set[str], watch: Watch) -> list[Event]:
+    """Alerts about services that have just gone down and are left alone; told once, not at every look."""
+    alerts = [
+        Event(one.service.name, ALERTED, DOWN, one.action, one.reason)
+        for one in decisions
+        if one.action in {ALERT, SUPPRESSED, REFUSED} and one.service.name in changed
+    ]
+    tell(watch.engine, alerts, watch.run_id)
+    return alerts
+
+
+def _recover(registry: Registry, service: Service, watch: Watch) -> tuple[list[Event], list[tuple[str, Done]]]:
+    """Restart a service, and look at it until its grace is over; only one that is up by then was restarted well."""
+
+    def still_wanted(state: State, now: datetime) -> bool:
+        (decision, *_) = [
+            one for one in decide(registry, {**known, service.name: state}, now) if one.service == service
+        ] or [None]
+        return decision is not None and decision.action == RESTART
+
+    with reading(watch.engine) as connection:
+        known = read_states(connection)
+    # Written before it is done, and decided once more under the lock: the budget holds whatever dies in between.
+    if not claim_restart(watch.engine, service, still_wanted, watch.run_id):
+        return [], []
+    done = restart(service, secrets_of(registry, watch.variable))
+    event = Event(
+        service.name,
+        RESTARTED,
+        DOWN,
+        "done" if done.ok else "failed",
+        f"restart by {service.action.kind if service.action else 'nothing'}",
+        done.output,
+        done.duration_seconds,
+    )
+    tell(watch.engine, [event], watch.run_id)
+    transitions = _watch_grace(registry, service, watch)
+    if done.ok and not any(one.after in {UP, DEGRADED} for one in transitions[-1:]):
+        reason = transitions[-1].reason if transitions else "recovery goes on"
+        done = replace(done, ok=False, output=f"not up after its grace ({reason}). {done.output}")
+    return [event, *transitions], [(service.name, done)]
+
+
+def _watch_grace(registry: Registry, service: Service, watch: Watch) -> list[Event]:
+    """Look at a restarted service until its grace is over and enough looks agree."""
+    pause = max(service.start_grace_seconds / LOOKS_IN_GRACE, SHORTEST_PAUSE)
+    for _ in range(LOOKS_IN_GRACE + service.up_after):
+        watch.sleep(pause)
+        looks = look_at_all(registry, watch.variable, only=[service])
+        transitions = [event for event, _ in record_looks(watch.engine, [service], looks, watch.run_id)]
+        if transitions:
+            return transitions
+    return []
+
+
+def outcome_of(checked: Checked) -> Outcome:
+    """The check as an outcome: changed are states, failed are restarts that did not succeed."""
+    states = Counter(state.state for state in checked.states.values())
+    failed = sum(not done.ok for _, done in checked.restarts)
+    changed = len({event.service for event in checked.events})
+    return Outcome(
+        scanned=len(checked.looks),
+        changed=changed,
+        unchanged=max(0, len(checked.looks) - changed),
+        failed=failed,
+        reasons={**states, "restarts": len(checked.restarts)},
+    )
