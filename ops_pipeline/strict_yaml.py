@@ -130,7 +130,8 @@ def _line(root: Node, place: Place) -> int:
     for part in place:
         following = _child(node, part)
         if following is None:
-            break
+            # The name of a kind, which pydantic puts between a field and what is wrong in it, stands in no file.
+            continue
         line, node = following
     return line + 1
 

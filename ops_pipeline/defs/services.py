@@ -40,11 +40,19 @@ from pydantic import Field
 from ops_pipeline.database.engine import reading
 from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.defs.metadata import JOB_METADATA, OWNERS, outcome_metadata, table
-from ops_pipeline.defs.resources import OperationsDatabase
+from ops_pipeline.defs.resources import HANDED_ON, OperationsDatabase
 from ops_pipeline.defs.runs import in_flight_text, job_tags
 from ops_pipeline.operations.outcomes import record_outcome
 from ops_pipeline.reconcile import changes_table
-from ops_pipeline.services.check import Checked, Watch, check_services, outcome_of, plan_of, prospect
+from ops_pipeline.services.check import (
+    Checked,
+    Watch,
+    check_services,
+    longest_recovery_seconds,
+    outcome_of,
+    plan_of,
+    prospect,
+)
 from ops_pipeline.services.figures import ServiceRow, service_rows, timeline
 from ops_pipeline.services.registry import Registry, read_registry
 from ops_pipeline.services.states import DOWN, GIVEN_UP, State
@@ -125,8 +133,10 @@ def services_check(registry: Registry | None) -> AssetChecksDefinition:
 def check_job(registry: Registry | None) -> JobDefinition:
     """Build the job; without a file of services its runs say that there is none."""
 
-    @op(description="Looks at every service, advances their states, and restarts what may be restarted.")
-    def check_services_of_hosts(context: OpExecutionContext, config: CheckConfig, database: OperationsDatabase) -> None:
+    @op(description="Looks at every service, advances their states, and restarts what may be restarted.", out=HANDED_ON)
+    def check_services_of_hosts(
+        context: OpExecutionContext, config: CheckConfig, database: OperationsDatabase
+    ) -> list[str]:
         if registry is None:
             raise Failure(NO_FILE, allow_retries=False)
         watch = Watch(database.engine, secret_variable, time.sleep, context.run_id)
@@ -139,7 +149,7 @@ def check_job(registry: Registry | None) -> JobDefinition:
                     "left_alone": table(("why", "services"), list(plan.kept.items()), empty="None."),
                 }
             )
-            return
+            return []
         started = datetime.now(UTC)
         checked = check_services(registry, watch)
         _report(context, database, registry, checked)
@@ -153,19 +163,23 @@ def check_job(registry: Registry | None) -> JobDefinition:
             details={"events": [_words(event) for event in checked.events]},
         )
         context.add_output_metadata(outcome_metadata(outcome))
-        failed = [f"{name}: {done.output}" for name, done in checked.restarts if not done.ok]
+        return [f"{name}: {done.output}" for name, done in checked.restarts if not done.ok]
+
+    # In an op of its own: Dagster drops what an op that fails has reported.
+    @op(description="Fails the run when a restart failed.")
+    def judge_restarts(failed: list[str]) -> None:
         if failed:
             raise Failure(f"{len(failed)} restarts failed. {failed[0]}", allow_retries=False)
 
     @job(
         name=JOB,
         executor_def=in_process_executor,
-        tags=job_tags(JOB),
+        tags=job_tags(JOB, longest_recovery_seconds(registry) if registry else 0),
         metadata=JOB_METADATA,
         description="Looks at the known services of the hosts, and recovers those that may be, within a budget.",
     )
     def check_running_services() -> None:
-        check_services_of_hosts()
+        judge_restarts(check_services_of_hosts())
 
     return check_running_services
 

@@ -16,22 +16,36 @@ from ops_pipeline.database.engine import database_now, reading
 from ops_pipeline.reconcile import Change, Outcome, Plan
 from ops_pipeline.services.actions import Done, restart, secrets_of
 from ops_pipeline.services.looks import Variable, look_at_all
-from ops_pipeline.services.recovery import ALERT, GIVE_UP, REFUSED, RESTART, SUPPRESSED, Decision, decide
+from ops_pipeline.services.recovery import (
+    ALERT,
+    GIVE_UP,
+    REFUSED,
+    RESTART,
+    SUPPRESSED,
+    WAIT,
+    Decision,
+    decide,
+    next_restart,
+)
 from ops_pipeline.services.registry import Registry, Service
 from ops_pipeline.services.states import DEGRADED, DOWN, GIVEN_UP, UP, Look, State, advance
 from ops_pipeline.services.store import (
     ALERTED,
     RESTARTED,
     Event,
+    begin_grace,
     claim_restart,
     give_up,
     read_states,
     record_looks,
     tell,
+    told_since,
 )
 
 LOOKS_IN_GRACE = 10
 SHORTEST_PAUSE = 0.2
+LONGEST_PAUSE = 60.0
+"""A run waits so long for the next restart of a service; longer waits are for the next check."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +127,11 @@ def check_services(registry: Registry, watch: Watch) -> Checked:
     with reading(watch.engine) as connection:
         now, states = database_now(connection), read_states(connection)
     decisions = decide(registry, states, now)
-    events += _told(decisions, {event.service for event in events}, watch)
+    events += _told(decisions, states, watch)
     restarts: list[tuple[str, Done]] = []
     for decision in decisions:
         if decision.action == GIVE_UP:
-            give_up(watch.engine, decision.service, decision.reason, watch.run_id)
-            events.append(Event(decision.service.name, ALERTED, DOWN, GIVEN_UP, decision.reason))
+            events.append(_give_up(decision, watch))
         elif decision.action == RESTART:
             told, done = _recover(registry, decision.service, watch)
             events += told
@@ -128,32 +141,70 @@ def check_services(registry: Registry, watch: Watch) -> Checked:
     return Checked(looks, tuple(events), tuple(decisions), tuple(restarts), states)
 
 
-def _told(decisions: Sequence[Decision], changed: set[str], watch: Watch) -> list[Event]:
-    """Alerts about services that have just gone down and are left alone; told once, not at every look."""
-    alerts = [
-        Event(one.service.name, ALERTED, DOWN, one.action, one.reason)
-        for one in decisions
-        if one.action in {ALERT, SUPPRESSED, REFUSED} and one.service.name in changed
-    ]
+def _told(decisions: Sequence[Decision], states: Mapping[str, State], watch: Watch) -> list[Event]:
+    """Alerts about services that are left alone; each is told once while the service is what it is."""
+    told = {ALERT, SUPPRESSED, REFUSED}
+    with reading(watch.engine) as connection:
+        alerts = [
+            Event(one.service.name, ALERTED, DOWN, one.action, one.reason)
+            for one in decisions
+            if one.action in told
+            and one.action not in told_since(connection, one.service.name, states[one.service.name].since)
+        ]
     tell(watch.engine, alerts, watch.run_id)
     return alerts
 
 
+def _give_up(decision: Decision, watch: Watch) -> Event:
+    give_up(watch.engine, decision.service, decision.reason, watch.run_id)
+    return Event(decision.service.name, ALERTED, DOWN, GIVEN_UP, decision.reason)
+
+
 def _recover(registry: Registry, service: Service, watch: Watch) -> tuple[list[Event], list[tuple[str, Done]]]:
+    """Restart a service until it is up or given up; with five minutes between checks no budget would ever be spent."""
+    events: list[Event] = []
+    restarts: list[tuple[str, Done]] = []
+    while True:
+        told, done = _restart_once(registry, service, watch)
+        events += told
+        restarts += done
+        decision, now = _decision(registry, service, watch)
+        if decision is not None and decision.action == GIVE_UP:
+            events.append(_give_up(decision, watch))
+        if not done or decision is None or decision.action not in {RESTART, WAIT}:
+            return events, restarts
+        wait = _wait(service, watch, now)
+        if wait > LONGEST_PAUSE:
+            return events, restarts
+        watch.sleep(wait)
+
+
+def _decision(registry: Registry, service: Service, watch: Watch) -> tuple[Decision | None, datetime]:
+    """What is to be done about a service now; None when it is not down."""
+    with reading(watch.engine) as connection:
+        now, states = database_now(connection), read_states(connection)
+    return next((one for one in decide(registry, states, now) if one.service == service), None), now
+
+
+def _wait(service: Service, watch: Watch, now: datetime) -> float:
+    """Seconds until the next restart is due."""
+    with reading(watch.engine) as connection:
+        state = read_states(connection)[service.name]
+    ready = next_restart(service, [moment for moment in state.restarts if moment > now - service.window])
+    return max(0.0, (ready - now).total_seconds()) + SHORTEST_PAUSE if ready else SHORTEST_PAUSE
+
+
+def _restart_once(registry: Registry, service: Service, watch: Watch) -> tuple[list[Event], list[tuple[str, Done]]]:
     """Restart a service, and look at it until its grace is over; only one that is up by then was restarted well."""
 
-    def still_wanted(state: State, now: datetime) -> bool:
-        (decision, *_) = [
-            one for one in decide(registry, {**known, service.name: state}, now) if one.service == service
-        ] or [None]
-        return decision is not None and decision.action == RESTART
+    def still_wanted(states: Mapping[str, State], now: datetime) -> bool:
+        return any(one.service == service and one.action == RESTART for one in decide(registry, states, now))
 
-    with reading(watch.engine) as connection:
-        known = read_states(connection)
     # Written before it is done, and decided once more under the lock: the budget holds whatever dies in between.
     if not claim_restart(watch.engine, service, still_wanted, watch.run_id):
         return [], []
     done = restart(service, secrets_of(registry, watch.variable))
+    begin_grace(watch.engine, service)
     event = Event(
         service.name,
         RESTARTED,
@@ -172,15 +223,28 @@ def _recover(registry: Registry, service: Service, watch: Watch) -> tuple[list[E
 
 
 def _watch_grace(registry: Registry, service: Service, watch: Watch) -> list[Event]:
-    """Look at a restarted service until its grace is over and enough looks agree."""
+    """Look at a restarted service until it is up, or has failed often enough after its grace to be down again."""
     pause = max(service.start_grace_seconds / LOOKS_IN_GRACE, SHORTEST_PAUSE)
-    for _ in range(LOOKS_IN_GRACE + service.up_after):
+    transitions: list[Event] = []
+    for _ in range(LOOKS_IN_GRACE + service.up_after + service.down_after):
         watch.sleep(pause)
         looks = look_at_all(registry, watch.variable, only=[service])
-        transitions = [event for event, _ in record_looks(watch.engine, [service], looks, watch.run_id)]
-        if transitions:
+        transitions += [event for event, _ in record_looks(watch.engine, [service], looks, watch.run_id)]
+        with reading(watch.engine) as connection:
+            state = read_states(connection)[service.name]
+        if state.confirmed == UP or state.failures >= service.down_after:
             return transitions
-    return []
+    return transitions
+
+
+def longest_recovery_seconds(registry: Registry) -> float:
+    """How long a check may take when everything is restarted as often as may be, one service after the other."""
+    return sum(
+        one.restarts * (one.action_timeout_seconds + 2 * one.start_grace_seconds + one.down_after * one.timeout_seconds)
+        + one.restarts * LONGEST_PAUSE
+        for one in registry.services
+        if one.recovery == "auto"
+    )
 
 
 def outcome_of(checked: Checked) -> Outcome:

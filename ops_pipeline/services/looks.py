@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
-import re
-import signal
 import socket
 import ssl
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -21,7 +17,6 @@ from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -35,6 +30,14 @@ from sqlalchemy.exc import ArgumentError
 from websockets.asyncio.client import connect as connect_websocket
 
 from ops_pipeline.services.actions import secrets_of, without
+from ops_pipeline.services.looks_here import (
+    CannotTell,
+    look_by_command,
+    look_by_libvirt,
+    look_by_pidfile,
+    look_by_systemd,
+    words_of,
+)
 from ops_pipeline.services.registry import (
     CommandCheck,
     HttpCheck,
@@ -49,7 +52,6 @@ from ops_pipeline.services.registry import (
     WebSocketCheck,
 )
 from ops_pipeline.services.states import DEGRADED, DOWN, STARTING, UNKNOWN, UP, Look
-from ops_pipeline.services.systemd import PROPERTIES, look_of, properties_of, sockets_of
 
 Variable = Callable[[str], SecretStr | None]
 CANNOT_TELL = {
@@ -58,16 +60,10 @@ CANNOT_TELL = {
 }
 UNKNOWN_ISSUER = {2, 18, 19, 20, 21}
 """What OpenSSL says of a certificate whose authority is not known here; an expired one is the service's own fault."""
-SHOWN_LETTERS = 300
 LONGEST_ANSWER = 1_000_000
 NO_ACCESS = ("authentication", "pg_hba", "no password", "permission denied", "not permitted", "does not exist")
 """What PostgreSQL says to those whom it does not let in: it is well, and whoever looks cannot tell more."""
 NO_NAME = "the host's name is not known here"
-OPEN_LIBVIRT = "import libvirt, sys; libvirt.openReadOnly(sys.argv[1]).getVersion()"
-
-
-class _CannotTell(Exception):
-    """The checker cannot look; it says nothing about the service."""
 
 
 def look_at_all(registry: Registry, variable: Variable, only: Sequence[Service] = ()) -> dict[str, Look]:
@@ -151,12 +147,12 @@ async def look_at(service: Service, variable: Variable) -> Look:
             return Look(UNKNOWN, f"the resolver does not answer within {service.timeout_seconds:g} s")
         ours = isinstance(check, SystemdCheck | CommandCheck | LibvirtCheck | PidfileCheck)
         return Look(UNKNOWN if ours else DOWN, f"no answer within {service.timeout_seconds:g} s")
-    except _CannotTell as error:
+    except CannotTell as error:
         return Look(UNKNOWN, str(error))
     except OSError as error:
         return _judged(error)
     except Exception as error:  # noqa: BLE001 - one check that cannot be made must not end all the others
-        return Look(UNKNOWN, _words(f"cannot be looked at: {type(error).__name__}: {error}"))
+        return Look(UNKNOWN, words_of(f"cannot be looked at: {type(error).__name__}: {error}"))
     return replace(look, latency_ms=(time.perf_counter() - started) * 1000)
 
 
@@ -178,7 +174,7 @@ async def _http(check: HttpCheck, _variable: Variable) -> Look:
     except httpx.HTTPError as error:
         return _judged(error)
     if answer.status_code not in check.status:
-        return Look(DOWN, f"status {answer.status_code}: {_words(text)}")
+        return Look(DOWN, f"status {answer.status_code}: {words_of(text)}")
     if check.contains and check.contains not in text:
         return Look(DEGRADED, f"the page does not hold {check.contains!r}")
     return Look(UP, f"status {answer.status_code}")
@@ -205,7 +201,7 @@ async def _postgresql(check: PostgresqlCheck, variable: Variable) -> Look:
         url = make_url(_value(variable, check.url_env)).set(drivername="postgresql")
     except (ArgumentError, ValueError):
         # Its own text may hold a part of the password.
-        raise _CannotTell(f"{check.url_env} holds no URL of a PostgreSQL") from None
+        raise CannotTell(f"{check.url_env} holds no URL of a PostgreSQL") from None
     try:
         connection = await psycopg.AsyncConnection.connect(url.render_as_string(hide_password=False))
         query = asyncio.ensure_future(connection.execute("SELECT 1"))
@@ -222,7 +218,7 @@ async def _postgresql(check: PostgresqlCheck, variable: Variable) -> Look:
 
 
 def _of_postgresql(error: psycopg.OperationalError) -> Look:
-    text = _words(error)
+    text = words_of(error)
     if "starting up" in text or "recovery" in text:
         return Look(STARTING, text)
     if "failed to resolve" in text or "could not translate" in text:
@@ -239,16 +235,16 @@ async def _redis(check: RedisCheck, variable: Variable) -> Look:
     try:
         client = redis.asyncio.Redis.from_url(_value(variable, check.url_env), retry=None)
     except ValueError:
-        raise _CannotTell(f"{check.url_env} holds no URL of a Redis") from None
+        raise CannotTell(f"{check.url_env} holds no URL of a Redis") from None
     try:
         await client.ping()
     except (AuthenticationError, NoPermissionError) as error:
-        raise _CannotTell(_words(error)) from None
+        raise CannotTell(words_of(error)) from None
     except BusyLoadingError as error:
-        return Look(STARTING, _words(error))
+        return Look(STARTING, words_of(error))
     except RedisError as error:
         if "max number of clients" in str(error):
-            return Look(DEGRADED, _words(error))
+            return Look(DEGRADED, words_of(error))
         return _judged(error)
     finally:
         await client.aclose()
@@ -265,128 +261,18 @@ async def _websocket(check: WebSocketCheck, _variable: Variable) -> Look:
             # Without a farewell: many a small server sends none, and would be waited for beyond the deadline.
             connection.transport.abort()
     except websockets.WebSocketException as error:
-        return Look(DOWN, _words(error))
+        return Look(DOWN, words_of(error))
     text = answer if isinstance(answer, str) else answer.decode("utf-8", "replace")
     if check.contains and check.contains not in text:
-        return Look(DEGRADED, f"the answer does not hold {check.contains!r}: {_words(text)}")
+        return Look(DEGRADED, f"the answer does not hold {check.contains!r}: {words_of(text)}")
     return Look(UP, "answers its health message")
-
-
-async def _pidfile(check: PidfileCheck, _variable: Variable) -> Look:
-    try:
-        with check.path.open("rb") as file:
-            # PostgreSQL, for one, writes more lines below its number.
-            number = (file.read(100).decode("ascii", "replace").split() or [""])[0]
-    except FileNotFoundError:
-        return Look(DOWN, f"there is no {check.path}")
-    except OSError as error:
-        raise _CannotTell(f"{check.path}: {error.strerror}") from None
-    if re.fullmatch("[1-9][0-9]{0,8}", number) is None:
-        return Look(DOWN, f"{check.path} holds no number of a process")
-    try:
-        status = Path(f"/proc/{number}/stat").read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return _unseen(int(number), check)
-    # The name stands in brackets, and may hold blanks and brackets itself.
-    name, _, rest = status.partition("(")[2].rpartition(")")
-    if check.process and name != check.process[:15]:
-        return Look(DOWN, f"process {number} is {name}, not {check.process}")
-    if rest.split()[0] == "Z":
-        return Look(DOWN, f"process {number} has ended, and nobody took notice")
-    return Look(UP, f"process {number} lives")
-
-
-def _unseen(number: int, check: PidfileCheck) -> Look:
-    try:
-        os.kill(number, 0)
-    except PermissionError:
-        # /proc may be mounted so that it hides the processes of others.
-        raise _CannotTell(f"process {number} of {check.path} lives, but is hidden from this user") from None
-    except ProcessLookupError:
-        pass
-    return Look(DOWN, f"process {number} of {check.path} is gone")
-
-
-async def _command(check: CommandCheck, _variable: Variable) -> Look:
-    status, output = await _run(check.command)
-    if status in check.ok:
-        return Look(UP, _words(output) or f"exit status {status}")
-    return Look(UNKNOWN if status in check.unknown else DOWN, f"exit status {status}: {_words(output)}")
-
-
-async def _libvirt(check: LibvirtCheck, _variable: Variable) -> Look:
-    # In a process of its own: a call of libvirt that hangs cannot be interrupted.
-    status, output = await _run((sys.executable, "-c", OPEN_LIBVIRT, check.uri))
-    if status == 0:
-        return Look(UP, "takes connections")
-    last = (output.strip().splitlines() or ["no message"])[-1]
-    if "ModuleNotFoundError" in last:
-        raise _CannotTell("libvirt-python is not installed: pip install ops-pipeline[hypervisor]")
-    if any(words in last for words in ("Permission denied", "authentication ", "access denied")):
-        raise _CannotTell(_words(last))
-    return Look(DOWN, _words(last))
-
-
-async def _systemd(check: SystemdCheck, _variable: Variable) -> Look:
-    properties = await _show(check.unit)
-    listens = False
-    if properties.get("ActiveState") == "inactive":
-        for unit in sockets_of(properties):
-            listens = listens or (await _show(unit)).get("ActiveState") == "active"
-    return look_of(check.unit, properties, socket_listens=listens)
-
-
-async def _show(unit: str) -> dict[str, str]:
-    status, output = await _run(("systemctl", "show", unit, f"--property={','.join(PROPERTIES)}"))
-    if status:
-        raise _CannotTell(f"systemctl: {_words(output)}")
-    return properties_of(output)
-
-
-async def _run(command: Sequence[str]) -> tuple[int, str]:
-    """Exit status and output of a command; what it started is ended with it, at the deadline at the latest."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-        )
-    except FileNotFoundError:
-        raise _CannotTell(f"there is no command {command[0]}") from None
-    except (OSError, ValueError) as error:
-        raise _CannotTell(f"{command[0]}: {getattr(error, 'strerror', None) or error}") from None
-    try:
-        output = await _drained(process.stdout)
-        status = await process.wait()
-    finally:
-        # Nobody is left when it has ended already.
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-        # A daemon in a session of its own would hold the pipe open.
-        process._transport.close()
-    return status, output
-
-
-async def _drained(stream: asyncio.StreamReader | None) -> str:
-    """The beginning of what a command says; the rest is read too, or it would never end."""
-    kept = bytearray()
-    while stream is not None and (piece := await stream.read(65_536)):
-        kept += piece[: LONGEST_ANSWER - len(kept)]
-    return kept.decode("utf-8", "replace")
 
 
 def _value(variable: Variable, name: str) -> str:
     value = variable(name)
     if value is None:
-        raise _CannotTell(f"the environment variable {name} is not set")
+        raise CannotTell(f"the environment variable {name} is not set")
     return value.get_secret_value()
-
-
-def _words(text: object) -> str:
-    return " ".join(str(text).split())[:SHOWN_LETTERS]
 
 
 def _judged(error: BaseException) -> Look:
@@ -400,7 +286,7 @@ def _judged(error: BaseException) -> Look:
     known = [one for one in causes if isinstance(one, OSError) and one.errno and not isinstance(one, ssl.SSLError)]
     cannot_tell = bool(known) and all(one.errno in CANNOT_TELL for one in known)
     shown = known[-1].strerror if known else ""
-    return Look(UNKNOWN if cannot_tell else DOWN, _words(shown or str(error)) or type(error).__name__)
+    return Look(UNKNOWN if cannot_tell else DOWN, words_of(shown or str(error)) or type(error).__name__)
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -417,13 +303,13 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 _KINDS: dict[type, Callable[[Any, Variable], Any]] = {
-    SystemdCheck: _systemd,
+    SystemdCheck: look_by_systemd,
     TcpCheck: _tcp,
     HttpCheck: _http,
     PostgresqlCheck: _postgresql,
     RedisCheck: _redis,
-    LibvirtCheck: _libvirt,
+    LibvirtCheck: look_by_libvirt,
     WebSocketCheck: _websocket,
-    PidfileCheck: _pidfile,
-    CommandCheck: _command,
+    PidfileCheck: look_by_pidfile,
+    CommandCheck: look_by_command,
 }

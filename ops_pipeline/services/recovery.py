@@ -71,10 +71,12 @@ def _about(service: Service, states: Mapping[str, State], now: datetime, registr
     if service.recovery != "auto":
         steps = f": {service.steps}" if service.steps else ""
         return Decision(service, ALERT, f"recovery is {service.recovery}{steps}")
-    if state.given_up or state.flapping:
-        spent = "given up: restarts are spent until it is up, or an operator resets it"
-        return Decision(service, ALERT, spent if state.given_up else "it flaps: a restart would be one more change")
-    return _within_budget(service, state, now)
+    if state.given_up:
+        return Decision(service, ALERT, "given up: restarts are spent until it is up, or an operator resets it")
+    decision = _within_budget(service, state, now)
+    if decision.action == RESTART and state.flapping:
+        return Decision(service, ALERT, "it flaps: a restart would be one more change")
+    return decision
 
 
 def _within_budget(service: Service, state: State, now: datetime) -> Decision:
@@ -111,20 +113,32 @@ def blamed(registry: Registry, states: Mapping[str, State], name: str) -> str:
         if above:
             return above
         state = states.get(parent, State())
-        if state.confirmed == DOWN or state.state in {UNKNOWN, RECOVERING, STOPPED, MAINTENANCE}:
+        # Failing already counts: a child that is confirmed sooner would be restarted before its parent.
+        failing = state.confirmed == DOWN or state.looks.endswith("D")
+        if failing or state.state in {UNKNOWN, RECOVERING, STOPPED, MAINTENANCE}:
             return parent
     return ""
 
 
 def mass_failure(registry: Registry, states: Mapping[str, State]) -> str:
     """Why nothing is restarted at all: so many services fail at once that the host or the network is sick."""
-    looked_at = [state for one in registry.services if (state := states.get(one.name)) and state.looks]
-    failing = sum(state.looks.endswith("D") for state in looked_at)
+    looked_at = {one.name: state for one in registry.services if (state := states.get(one.name)) and state.looks}
+    down = {name for name, state in looked_at.items() if state.looks.endswith("D")}
+    services = registry.by_name()
+    # What stands below a failing service fails because of it: one database with ten clients is one failure.
+    dependent = {name for name in down if _above(services, name) & down}
+    failing, judged = len(down - dependent), len(looked_at) - len(dependent)
     enough = failing >= registry.mass_failure_fewest
     # In decimals: 0.29 * 100 is less than 29 in floats.
-    if not enough or failing <= Decimal(str(registry.mass_failure_share)) * len(looked_at):
+    if not enough or failing <= Decimal(str(registry.mass_failure_share)) * judged:
         return ""
-    return f"{failing} of {len(looked_at)} services fail at once: look at the host and its network first"
+    return f"{failing} of {judged} services fail at once: look at the host and its network first"
+
+
+def _above(services: Mapping[str, Service], name: str) -> set[str]:
+    """All services on which one depends, at any distance."""
+    parents = services[name].depends_on
+    return set(parents).union(*(_above(services, parent) for parent in parents))
 
 
 def _depth(registry: Registry, name: str) -> int:

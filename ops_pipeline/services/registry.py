@@ -134,7 +134,7 @@ class SupervisorAction(Strict):
     """Restart a program of supervisord, over its XML-RPC interface."""
 
     kind: Literal["supervisor"]
-    url: Annotated[str, _url("https?", "http://127.0.0.1:9001/RPC2")]
+    url: Annotated[str, _url("http", "http://127.0.0.1:9001/RPC2")]
     program: Name
 
 
@@ -189,6 +189,10 @@ class Service(Strict):
             raise ValueError("recovery auto needs an action")
         if self.recovery == "auto" and self.runs_this:
             raise ValueError("what runs this deployment is never restarted by it: set recovery to manual or none")
+        if self.recovery == "auto" and getattr(self.check, "url_env", "") == "DATABASE_URL":
+            raise ValueError("this deployment's database is never restarted by it: set recovery to manual or none")
+        if self.window <= self.start_grace:
+            raise ValueError("a window that is no longer than the start grace forgets every restart at once")
         if self.recovery == "manual" and not self.steps:
             raise ValueError("recovery manual needs steps, which the alert tells")
         if self.recovery != "auto" and self.action is not None:

@@ -74,20 +74,22 @@ def record_looks(
     return _one_at_a_time(engine, write)
 
 
-def claim_restart(engine: Engine, service: Service, budget: Callable[[State, datetime], bool], run_id: str) -> bool:
+def claim_restart(
+    engine: Engine, service: Service, wanted: Callable[[Mapping[str, State], datetime], bool], run_id: str
+) -> bool:
     """Write a restart into the budget before it is made, so that neither two runs nor one that dies exceed it.
 
     Args:
         engine: the operations database.
         service: what is restarted.
-        budget: decides once more, under the lock.
+        wanted: decides once more, under the lock and from the states of all services.
         run_id: of the run that restarts.
     """
 
     def write(connection: Connection) -> bool:
         now, states = database_now(connection), read_states(connection)
         before = states.get(service.name, State())
-        if not budget(before, now):
+        if not wanted(states, now):
             return False
         after = restarted(before, now, service)
         _save(connection, {service: after})
@@ -95,6 +97,24 @@ def claim_restart(engine: Engine, service: Service, budget: Callable[[State, dat
         return True
 
     return _one_at_a_time(engine, write)
+
+
+def begin_grace(engine: Engine, service: Service) -> None:
+    """Let the grace of a restarted service begin now: the restart itself may have taken longer than that."""
+
+    def write(connection: Connection) -> None:
+        state = read_states(connection).get(service.name)
+        if state is not None and state.grace_until is not None:
+            _save(connection, {service: replace(state, grace_until=database_now(connection) + service.start_grace)})
+
+    _one_at_a_time(engine, write)
+
+
+def told_since(connection: Connection, service: str, since: datetime | None) -> set[str]:
+    """What alerts have told about a service since it became what it is: the actions that they named."""
+    table = service_events.c
+    told = select(table.after).where(table.service == service, table.kind == ALERTED)
+    return set(connection.scalars(told if since is None else told.where(table.at >= since)))
 
 
 def give_up(engine: Engine, service: Service, reason: str, run_id: str) -> None:

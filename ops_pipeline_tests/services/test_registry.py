@@ -407,3 +407,22 @@ def test_every_cycle_is_found_and_no_other_registry_is_refused(
     assert found[0] == found[-1]
     assert all(following in parents[one] for one, following in pairwise(found))
     assert line.startswith(f"{order.index(found[0]) + 2}: ")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"check": {"kind": "postgresql", "url_env": "DATABASE_URL"}}, "this deployment's database is never restarted"),
+        ({"window_minutes": 0.5, "start_grace_seconds": 30}, "a window that is no longer than the start grace"),
+    ],
+)
+def test_what_cannot_have_been_meant_is_refused(fields: dict[str, object], said: str) -> None:
+    given = {
+        "name": "one",
+        "description": "One.",
+        "recovery": "auto",
+        "check": {"kind": "tcp", "port": 80},
+        "action": {"kind": "command", "command": ["true"]},
+    }
+    with pytest.raises(ValueError, match=said):
+        Service.model_validate(given | fields)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -77,10 +77,10 @@ def told(engine: Engine) -> list[tuple[str, str, str]]:
     return [(event["kind"], event["before"], event["after"]) for event in events(engine)]
 
 
-def wanted(one: Service) -> Callable[[State, datetime], bool]:
+def wanted(one: Service) -> Callable[[Mapping[str, State], datetime], bool]:
     """The question that is asked once more under the lock."""
     all_ = Registry(services=(one,), mass_failure_fewest=100)
-    return lambda state, now: [each.action for each in decide(all_, {one.name: state}, now)] == [RESTART]
+    return lambda states, now: [each.action for each in decide(all_, states, now)] == [RESTART]
 
 
 def happened(engine: Engine, *changes: tuple[datetime, str], name: str = "web", kind: str = TRANSITION) -> None:
@@ -199,8 +199,8 @@ def test_a_claim_that_is_no_longer_wanted_writes_nothing(engine: Engine) -> None
     looked(engine, UP, DOWN, DOWN, DOWN)
     before, seen = state_of(engine), []
 
-    def refuse(state: State, now: datetime) -> bool:
-        seen.append((state, now))
+    def refuse(states: Mapping[str, State], now: datetime) -> bool:
+        seen.append((states.get(WEB.name, State()), now))
         return False
 
     assert not claim_restart(engine, WEB, refuse, "run")
