@@ -192,14 +192,16 @@ def with_home(command: tuple[str, ...]) -> None:
 def with_demo_redis(command: tuple[str, ...]) -> None:
     """Run COMMAND with a private Redis of demo checkpoints, unless a Redis is named (used by `make run`).
 
-    It ends with COMMAND, and its data with it.
+    It ends with COMMAND, and its data with it. A database with real calls is not told about demo checkpoints.
     """
     from ops_pipeline.checkpoints import demo as demo_data  # noqa: PLC0415
     from ops_pipeline.checkpoints.connection import configured_url  # noqa: PLC0415
 
     settings = _settings()
     variables: dict[str, str] = {}
-    if configured_url(settings) is None:
+    if configured_url(settings) is None and _has_real_calls(settings):
+        click.echo("No Redis is named, and the database holds real calls: checkpoints are not cleaned up.")
+    elif configured_url(settings) is None:
         with _files("Correct DAGSTER_HOME, or the owner of that folder."):
             settings.dagster_home.mkdir(parents=True, exist_ok=True)
             server, told = demo_data.start(settings.dagster_home.absolute())
@@ -211,6 +213,20 @@ def with_demo_redis(command: tuple[str, ...]) -> None:
             told += ": checkpoints are not cleaned up"
         click.echo(f"No Redis is named in CHECKPOINT_REDIS_URL or NAUTOBOT_REDIS_HOST; {told}.")
     _become(command, variables)
+
+
+def _has_real_calls(settings: Settings) -> bool:
+    from ops_pipeline.usage import demo as demo_data  # noqa: PLC0415
+
+    engine = connect(settings.operations_url())
+    file = engine.url.database if engine.dialect.name == "sqlite" else None
+    try:
+        return (file is None or Path(file).exists()) and demo_data.first_real_call(engine) is not None
+    except DatabaseProblem:
+        # Whoever comes next tells what is wrong with the database.
+        return False
+    finally:
+        engine.dispose()
 
 
 def _become(command: tuple[str, ...], variables: dict[str, str]) -> NoReturn:

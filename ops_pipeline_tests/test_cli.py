@@ -280,6 +280,21 @@ def test_demo_data_is_not_written_among_real_calls_by_mistake(url: str) -> None:
     engine.dispose()
 
 
+def test_a_database_with_real_calls_gets_no_demo_checkpoints(url: str, tmp_path: Path) -> None:
+    """Outcomes of demo checkpoints stood among those of a real deployment."""
+    done("migrate")
+    engine = connect(url)
+    with writing(engine) as connection:
+        connection.execute(insert(model_calls), {"id": "real-7", "model": "m", "called_at": datetime.now(UTC)})
+    engine.dispose()
+    shell = ("sh", "-c", 'echo "redis: $CHECKPOINT_REDIS_URL."')
+    environment = {**os.environ, "DAGSTER_HOME": str(tmp_path / "home")}
+    told = subprocess.run(
+        [COMMAND, "with-demo-redis", *shell], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert told == "No Redis is named, and the database holds real calls: checkpoints are not cleaned up.\nredis: .\n"
+
+
 def test_usage_makes_no_database_where_there_is_none(tmp_path: Path) -> None:
     """Asked in the wrong folder it left an empty database there, and said that a table lacks."""
     home = tmp_path / "nowhere"
