@@ -76,7 +76,8 @@ model_calls = Table(
     # Given to the table: text alone does not tell which one it indexes.
     Index("model_calls_called_hour", text(SQLITE_HOUR_KEY.format("called_at"))).ddl_if(dialect="sqlite"),
     Index(
-        "model_calls_processing",
+        # Another name than on PostgreSQL: by name alone, Alembic takes one for the other.
+        "model_calls_processing_ms",
         text(SQLITE_MILLISECONDS.format("called_at")),
         sqlite_where=text("status = 'processing'"),
     ).ddl_if(dialect="sqlite"),

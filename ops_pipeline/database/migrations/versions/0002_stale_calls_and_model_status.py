@@ -81,7 +81,7 @@ POSTGRESQL = (
 )
 
 SQLITE = (
-    "CREATE INDEX model_calls_processing ON model_calls"
+    "CREATE INDEX model_calls_processing_ms ON model_calls"
     " (CAST(ROUND((julianday(called_at) - 2440587.5) * 86400000.0) AS INTEGER)) WHERE status = 'processing'",
     """
     CREATE TRIGGER model_calls_late_success AFTER UPDATE OF status ON model_calls
