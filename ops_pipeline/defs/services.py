@@ -63,6 +63,7 @@ from ops_pipeline.strict_yaml import FileRefused
 JOB = "check_running_services"
 SERVICES = "host_services"
 CHECK = "services_are_well"
+SHOWN_LETTERS = 80
 NO_FILE = "SERVICES_FILE names no file of known services: see docs/services.md."
 
 
@@ -222,7 +223,7 @@ def _cells(row: ServiceRow) -> tuple[object, ...]:
         f"{since:%d %b %H:%M}" if since else "",
         *("" if value is None else f"{value:.1%}" for value in row.uptimes),
         row.last_action,
-        row.state.reason,
+        row.state.reason[:SHOWN_LETTERS],
     )
 
 

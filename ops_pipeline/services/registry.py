@@ -18,7 +18,17 @@ from ops_pipeline.strict_yaml import Problem, Strict, read_strictly
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,99}$")]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Words = Annotated[str, StringConstraints(min_length=1, max_length=4000)]
-Command = Annotated[tuple[Words, ...], Field(min_length=1, max_length=100)]
+Argument = Annotated[str, StringConstraints(max_length=4000)]
+
+
+def _names_a_program(command: tuple[str, ...]) -> tuple[str, ...]:
+    if not command[0].strip():
+        raise ValueError("its first word names no program")
+    return command
+
+
+Command = Annotated[tuple[Argument, ...], Field(min_length=1, max_length=100), AfterValidator(_names_a_program)]
+"""A program and its arguments, of which any may be empty."""
 LONGEST_MAINTENANCE = timedelta(days=31)
 
 

@@ -426,3 +426,11 @@ def test_what_cannot_have_been_meant_is_refused(fields: dict[str, object], said:
     }
     with pytest.raises(ValueError, match=said):
         Service.model_validate(given | fields)
+
+
+def test_an_argument_of_a_command_may_be_empty_and_its_program_may_not() -> None:
+    """`redis-server --save ""` was refused, for its last word."""
+    check = CommandCheck(kind="command", command=("redis-server", "--save", ""))
+    assert check.command[-1] == ""
+    with pytest.raises(ValueError, match="its first word names no program"):
+        CommandCheck(kind="command", command=(" ", "a"))
