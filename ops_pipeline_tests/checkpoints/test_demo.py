@@ -199,7 +199,10 @@ def launched(home: Path, **variables: str) -> subprocess.Popen[bytes]:
 def test_the_commands_redis_ends_with_it_however_it_ends(how: str, tmp_path: Path) -> None:
     process = launched(tmp_path / "home")
     assert process.stdout and process.stdin
-    wait_until(lambda: psutil.Process(process.pid).cmdline()[:2] == [sys.executable, "-c"], 60, "the command to run")
+    shown = b""
+    # Until the command runs and has shown the URL; a whole line it never writes.
+    while b"redis://" not in shown and (piece := os.read(process.stdout.fileno(), 4096)):
+        shown += piece
     (child,) = psutil.Process(process.pid).children(recursive=True)
     assert "redis-server" in child.name()
     if how == "its end":
@@ -212,7 +215,7 @@ def test_the_commands_redis_ends_with_it_however_it_ends(how: str, tmp_path: Pat
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(30)
     wait_until(lambda: not alive(child), 30, "Redis to end")
-    said = process.stdout.read().decode()
+    said = (shown + process.stdout.read()).decode()
     assert "with demo checkpoints" in said
     url = said.splitlines()[-1]
     assert url.startswith("redis://:") and url.partition("@")[0] not in "".join(said.splitlines()[:-1])
