@@ -24,7 +24,8 @@ import pytest
 from pydantic import SecretStr
 
 from ops_pipeline.services.looks import look_at, look_at_all
-from ops_pipeline.services.registry import Service
+from ops_pipeline.services.looks_here import _unseen
+from ops_pipeline.services.registry import PidfileCheck, Service
 from ops_pipeline.services.states import Look
 from ops_pipeline_tests.checkpoints.redis_servers import RedisServer, redis_server, until
 from ops_pipeline_tests.servers import PostgresServer, free_port, postgres
@@ -50,9 +51,7 @@ from ops_pipeline_tests.services.processes import (
     takes_connections,
     web_socket,
 )
-from ops_pipeline_tests.unprivileged import NOBODY, open_folder
-
-AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+from ops_pipeline_tests.unprivileged import as_nobody, open_folder
 
 
 def variable(values: dict[str, str]) -> Callable[[str], SecretStr | None]:
@@ -689,43 +688,23 @@ def test_without_a_pidfile_the_process_is_down_and_a_folder_tells_nothing(tmp_pa
     assert look({"kind": "pidfile", "path": str(tmp_path)}).found == "unknown"
 
 
-def looked_at_by_nobody(path: Path, script: Path, *before: str) -> str:
-    """What a process without rights finds, in a process of its own: a fork of this one has its locks."""
-    script.write_text(
-        textwrap.dedent(f"""
-        import asyncio, os
-        from ops_pipeline.services.looks import look_at
-        from ops_pipeline_tests.services.processes import service
-        os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
-        print(asyncio.run(look_at(service("a", {{"kind": "pidfile", "path": "{path}"}}), lambda name: None)))
-        """)
-    )
-    names = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [*before, sys.executable, str(script)]
-    done = subprocess.run(command, env=names, capture_output=True, text=True, check=False)
-    return done.stdout + done.stderr
-
-
-@AS_ROOT
-def test_a_pidfile_that_may_not_be_read_is_unknown(tmp_path: Path) -> None:
+def test_a_pidfile_that_may_not_be_read_is_unknown() -> None:
     with open_folder() as folder:
         path = folder / "pid"
         path.write_text(str(os.getpid()))
         path.chmod(0)
-        found = looked_at_by_nobody(path, tmp_path / "look.py")
+        one = service("a", {"kind": "pidfile", "path": str(path)})
+        found = as_nobody(lambda: asyncio.run(look_at(one, lambda _: None)), folder)
     assert "found='unknown'" in found and "Permission denied" in found, found
 
 
-@AS_ROOT
-def test_a_process_that_proc_hides_is_unknown(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+def test_a_process_that_proc_hides_is_unknown() -> None:
     """With /proc mounted as hidepid=2 every service of another user was dead."""
+    check = PidfileCheck(kind="pidfile", path=Path("/run/first.pid"))
     with open_folder() as folder:
-        (folder / "pid").write_text(str(sleeper.pid))
-        mounting = ["unshare", "-m", "sh", "-c", 'mount -t proc -o hidepid=2 proc /proc && exec "$@"', "sh"]
-        found = looked_at_by_nobody(folder / "pid", tmp_path / "look.py", *mounting)
-    if "mount:" in found or "unshare:" in found:
-        pytest.skip(found)
-    assert "found='unknown'" in found and "hidden from this user" in found, found
+        # The first process is another user's, and there whether /proc shows it or not.
+        found = as_nobody(lambda: _unseen(1, check), folder)
+    assert found == "CannotTell: process 1 of /run/first.pid lives, but is hidden from this user"
 
 
 # Commands
