@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from dagster import (
-    AssetCheckEvaluation,
     AssetCheckResult,
     AssetChecksDefinition,
     AssetCheckSeverity,
@@ -38,10 +37,10 @@ from dagster import (
 from pydantic import Field
 
 from ops_pipeline.database.engine import reading
-from ops_pipeline.database.errors import DatabaseProblem
+from ops_pipeline.defs.looking import look_first, tell_check
 from ops_pipeline.defs.metadata import JOB_METADATA, OWNERS, outcome_metadata, table
 from ops_pipeline.defs.resources import HANDED_ON, OperationsDatabase
-from ops_pipeline.defs.runs import in_flight_text, job_tags
+from ops_pipeline.defs.runs import job_tags
 from ops_pipeline.operations.outcomes import record_outcome
 from ops_pipeline.reconcile import changes_table
 from ops_pipeline.services.check import (
@@ -121,12 +120,7 @@ def services_check(registry: Registry | None) -> AssetChecksDefinition:
     def services_are_well(database: OperationsDatabase) -> AssetCheckResult:
         with reading(database.engine) as connection:
             down = down_of(registry, read_states(connection))
-        return AssetCheckResult(
-            passed=not down,
-            severity=severity_of(registry, down),
-            description=down_text(down),
-            metadata={"down": len(down)},
-        )
+        return _check_result(registry, down)
 
     return services_are_well
 
@@ -190,16 +184,7 @@ def _report(context: OpExecutionContext, database: OperationsDatabase, registry:
     for event in checked.events:
         context.log_event(AssetObservation(SERVICES, description=_words(event), metadata={"service": event.service}))
     down = down_of(registry, checked.states)
-    evaluation = AssetCheckEvaluation(
-        asset_key=AssetKey(SERVICES),
-        check_name=CHECK,
-        passed=not down,
-        severity=severity_of(registry, down),
-        description=down_text(down),
-        metadata={"down": len(down)},
-    )
-    # Dagster takes evaluations here too, its annotation lags behind.
-    context.log_event(evaluation)  # ty: ignore[invalid-argument-type]
+    tell_check(context, SERVICES, CHECK, _check_result(registry, down))
     rows, transitions, now = service_rows(database.engine, registry)
     image = base64.b64encode(timeline(registry, transitions, now)).decode()
     metadata = {
@@ -240,6 +225,15 @@ def down_of(registry: Registry | None, states: Mapping[str, State]) -> list[tupl
     return [(name, state.reason) for name, state in found if state.state in {DOWN, GIVEN_UP}]
 
 
+def _check_result(registry: Registry | None, down: list[tuple[str, str]]) -> AssetCheckResult:
+    return AssetCheckResult(
+        passed=not down,
+        severity=severity_of(registry, down),
+        description=down_text(down),
+        metadata={"down": len(down)},
+    )
+
+
 def severity_of(registry: Registry | None, down: list[tuple[str, str]]) -> AssetCheckSeverity:
     """An error when a critical service is down, else a warning."""
     services = registry.by_name() if registry else {}
@@ -268,19 +262,16 @@ def check_schedule(settings: Settings, check: JobDefinition, registry: Registry 
     def tick(context: ScheduleEvaluationContext, database: OperationsDatabase) -> RunRequest | SkipReason:
         if registry is None:
             return SkipReason(NO_FILE)
-        busy = in_flight_text(context.instance, JOB)
-        if busy:
-            return SkipReason(busy)
-        try:
+
+        def look() -> str | None:
             found = prospect(registry, Watch(database.engine, secret_variable, time.sleep))
             if found.due:
-                return RunRequest()
+                return None
             record_looks(database.engine, registry.services, found.looks, "")
-        except DatabaseProblem:
-            # Nobody watches skipped ticks: a run that fails on the same database is seen and alerted.
-            return RunRequest()
-        counts = Counter(state.state for state in found.states.values())
-        told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-        return SkipReason(f"No change among {len(found.states)} services: {told}.")
+            counts = Counter(state.state for state in found.states.values())
+            told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+            return f"No change among {len(found.states)} services: {told}."
+
+        return look_first(context.instance, JOB, look)
 
     return tick

@@ -4,7 +4,6 @@ What belongs here: the external asset `model_calls` and its check.
 """
 
 from dagster import (
-    AssetCheckEvaluation,
     AssetCheckResult,
     AssetChecksDefinition,
     AssetCheckSeverity,
@@ -44,21 +43,14 @@ def alarm_check(policy: StalePolicy) -> AssetChecksDefinition:
     def calls_come_to_an_end(database: OperationsDatabase) -> AssetCheckResult:
         with reading(database.engine) as connection:
             alarm = look_for_alarm(connection, database_now(connection), policy, cleaned=None)
-        return AssetCheckResult(
-            passed=not alarm.raised,
-            severity=AssetCheckSeverity.WARN,
-            description=alarm_text(alarm),
-            metadata={"timed_out": alarm.timed_out, "calls": alarm.calls, "share": alarm.share},
-        )
+        return alarm_result(alarm)
 
     return calls_come_to_an_end
 
 
-def alarm_evaluation(alarm: Alarm) -> AssetCheckEvaluation:
-    """The same check, as a run of the clean-up reports it."""
-    return AssetCheckEvaluation(
-        asset_key=AssetKey(CALLS),
-        check_name=ALARM_CHECK,
+def alarm_result(alarm: Alarm) -> AssetCheckResult:
+    """The alarm as the result of the check."""
+    return AssetCheckResult(
         passed=not alarm.raised,
         severity=AssetCheckSeverity.WARN,
         description=alarm_text(alarm),

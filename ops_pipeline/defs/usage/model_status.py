@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from dagster import (
-    AssetCheckEvaluation,
     AssetCheckResult,
     AssetChecksDefinition,
     AssetCheckSeverity,
@@ -40,7 +39,7 @@ from pydantic import Field
 from sqlalchemy import Connection
 
 from ops_pipeline.database.engine import database_now, reading
-from ops_pipeline.database.errors import DatabaseProblem
+from ops_pipeline.defs.looking import look_first, tell_check
 from ops_pipeline.defs.metadata import JOB_METADATA, OWNERS, outcome_metadata, table
 from ops_pipeline.defs.resources import HANDED_ON, OperationsDatabase
 from ops_pipeline.defs.runs import in_flight_text, job_tags, resting_until
@@ -103,12 +102,7 @@ def models_check() -> AssetChecksDefinition:
     def models_answer(database: OperationsDatabase) -> AssetCheckResult:
         with reading(database.engine) as connection:
             down = _down(connection)
-        return AssetCheckResult(
-            passed=not down,
-            severity=AssetCheckSeverity.ERROR,
-            description=_down_text(down),
-            metadata={"down": len(down)},
-        )
+        return _check_result(down)
 
     return models_answer
 
@@ -193,16 +187,7 @@ def _report(context: OpExecutionContext, database: OperationsDatabase, probes: P
         down = _down(connection)
     for one in report.flips:
         context.log_event(_flip(one, context.run_id))
-    evaluation = AssetCheckEvaluation(
-        asset_key=AssetKey(STATUSES),
-        check_name=CHECK,
-        passed=not down,
-        severity=AssetCheckSeverity.ERROR,
-        description=_down_text(down),
-        metadata={"down": len(down), "flips": len(report.flips)},
-    )
-    # Dagster takes evaluations here too, its annotation lags behind.
-    context.log_event(evaluation)  # ty: ignore[invalid-argument-type]
+    tell_check(context, STATUSES, CHECK, _check_result(down, flips=len(report.flips)))
     states = {f"models_{state}": sum(row.status.state == state for row in rows) for state in _STATES}
     metadata = {
         **states,
@@ -252,6 +237,15 @@ def _down(connection: Connection) -> list[tuple[str, Status]]:
     return [(name_of(key), status) for key, status in sorted(statuses.items()) if status.state == UNAVAILABLE]
 
 
+def _check_result(down: Sequence[tuple[str, Status]], flips: int = 0) -> AssetCheckResult:
+    return AssetCheckResult(
+        passed=not down,
+        severity=AssetCheckSeverity.ERROR,
+        description=_down_text(down),
+        metadata={"down": len(down), "flips": flips},
+    )
+
+
 def _down_text(down: Sequence[tuple[str, Status]]) -> str:
     if not down:
         return "No model is unavailable."
@@ -273,18 +267,15 @@ def check_schedule(settings: Settings, check: JobDefinition, probes: Probes | No
     def tick(context: ScheduleEvaluationContext, database: OperationsDatabase) -> RunRequest | SkipReason:
         if probes is None:
             return SkipReason(NO_FILE)
-        busy = in_flight_text(context.instance, JOB)
-        if busy:
-            return SkipReason(busy)
-        try:
+
+        def look() -> str | None:
             with reading(database.engine) as connection:
                 intents = _intents(connection, probes)
-        except DatabaseProblem:
-            # Nobody watches skipped ticks: a run that fails on the same database is seen and alerted.
-            return RunRequest()
-        # A run without probes still keeps the states and the table of models fresh, and costs two seconds.
-        due = any(one.action in {PROBE, TRAFFIC} for one in intents)
-        return RunRequest() if due else SkipReason(f"None of {len(intents)} models is to be probed.")
+            # A run without probes still keeps the states and the table of models fresh, and costs two seconds.
+            due = any(one.action in {PROBE, TRAFFIC} for one in intents)
+            return None if due else f"None of {len(intents)} models is to be probed."
+
+        return look_first(context.instance, JOB, look)
 
     return tick
 

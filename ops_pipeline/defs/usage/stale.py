@@ -25,11 +25,11 @@ from dagster import (
 from pydantic import Field
 
 from ops_pipeline.database.engine import reading
-from ops_pipeline.database.errors import DatabaseProblem
+from ops_pipeline.defs.looking import look_first, tell_check
 from ops_pipeline.defs.metadata import JOB_METADATA, outcome_metadata, table
 from ops_pipeline.defs.resources import HANDED_ON, OperationsDatabase
-from ops_pipeline.defs.runs import in_flight_text, job_tags
-from ops_pipeline.defs.usage.calls import CALLS, alarm_evaluation
+from ops_pipeline.defs.runs import job_tags
+from ops_pipeline.defs.usage.calls import ALARM_CHECK, CALLS, alarm_result
 from ops_pipeline.operations.outcomes import record_outcome
 from ops_pipeline.reconcile import Plan, changes_table
 from ops_pipeline.settings import Settings
@@ -93,9 +93,8 @@ def cleanup_job(settings: Settings) -> JobDefinition:
         started = datetime.now(UTC)
         cleaned = fail_stale(database.engine, found.now, policy)
         with reading(database.engine) as connection:
-            evaluation = alarm_evaluation(look_for_alarm(connection, found.now, policy, cleaned))
-        # Dagster takes evaluations here too, its annotation lags behind.
-        context.log_event(evaluation)  # ty: ignore[invalid-argument-type]
+            alarm = look_for_alarm(connection, found.now, policy, cleaned)
+        tell_check(context, CALLS, ALARM_CHECK, alarm_result(alarm))
         outcome = outcome_of(found, cleaned, policy)
         record_outcome(
             database.engine,
@@ -151,16 +150,12 @@ def cleanup_schedule(settings: Settings, cleanup: JobDefinition) -> ScheduleDefi
         description="Looks for stale calls, and fails them when there are any.",
     )
     def tick(context: ScheduleEvaluationContext, database: OperationsDatabase) -> RunRequest | SkipReason:
-        busy = in_flight_text(context.instance, JOB)
-        if busy:
-            return SkipReason(busy)
-        try:
+        def look() -> str | None:
             with reading(database.engine) as connection:
                 found = find_stale(connection, policy)
-        except DatabaseProblem:
-            # Nobody watches skipped ticks: a run that fails on the same database is seen and alerted.
-            return RunRequest()
-        return RunRequest() if found.calls else SkipReason(_skip_text(found))
+            return None if found.calls else _skip_text(found)
+
+        return look_first(context.instance, JOB, look)
 
     return tick
 
