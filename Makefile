@@ -37,6 +37,7 @@ clean:
 # Needs uv (pip install uv).
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --no-header --no-emit-index-url \
-		--extra test --extra lint --upgrade pyproject.toml --output-file requirements.txt
+		--all-extras --upgrade pyproject.toml --output-file requirements.txt
 	sed -i '1i # Pinned by `make lock` from pyproject.toml; no hashes or addresses, so that any mirror serves.' requirements.txt
-	@echo "setuptools==$$(uv pip compile --quiet --no-header --no-annotate - <<< setuptools | sed 's/.*==//')" >> requirements.txt
+	@grep -q '^setuptools==' requirements.txt || \
+		echo "setuptools==$$(uv pip compile --quiet --no-header --no-annotate - <<< setuptools | sed 's/.*==//')" >> requirements.txt

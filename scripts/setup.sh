@@ -17,7 +17,18 @@ if ! "$python" -c 'import ensurepip' 2>/dev/null; then
     }
 fi
 [ -x .venv/bin/python ] || "$python" -m venv .venv
+install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "$@"; }
+
 # Everything is pinned, so nothing is resolved; setuptools comes first because the project is built with it.
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements.txt
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+pins=$(mktemp)
+trap 'rm -f "$pins"' EXIT
+# libvirt-python has no wheels: it is compiled against libvirt's headers, on its own, so that all the rest works without.
+grep -v '^libvirt-python==' requirements.txt >"$pins"
+install --requirement "$pins"
+if scripts/apt-install.sh libvirt-dev pkg-config gcc libc6-dev; then
+    install --no-build-isolation "$(grep -o '^libvirt-python==[^ ]*' requirements.txt)"
+else
+    echo "Without libvirt-dev, pkg-config and gcc the jobs for hypervisors cannot run; everything else can." >&2
+fi
+install --no-build-isolation --editable .
 touch .venv/.installed

@@ -1,0 +1,1 @@
+"""The environment variables of each domain, which `settings.py` puts together and reads."""
