@@ -7,6 +7,7 @@ from dagster import Definitions, in_process_executor, mem_io_manager
 from dagster_shared.utils.warnings import BetaWarning
 
 from ops_pipeline.defs.checkpoints import checkpoints_defs
+from ops_pipeline.defs.hypervisor.build import hypervisor_defs
 from ops_pipeline.defs.resources import IN_MEMORY, OperationsDatabase
 from ops_pipeline.defs.services import services_defs
 from ops_pipeline.defs.usage.build import usage_defs
@@ -32,7 +33,13 @@ def build_defs(*, database: OperationsDatabase | None = None, **overrides: Any) 
     with warnings.catch_warnings():
         # Backfill policies and mappings before the first partition are marked beta; the Dagster version is pinned.
         warnings.simplefilter("ignore", BetaWarning)
-        return Definitions.merge(common, usage_defs(settings), checkpoints_defs(settings), services_defs(settings))
+        return Definitions.merge(
+            common,
+            usage_defs(settings),
+            checkpoints_defs(settings),
+            services_defs(settings),
+            hypervisor_defs(settings),
+        )
 
 
 defs = build_defs()

@@ -19,12 +19,19 @@ from sqlalchemy.exc import SQLAlchemyError
 from ops_pipeline.database.engine import connect, reading, writing
 from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.database.migrate import VERSION_TABLE, migrate, newest_version, schema_version
+from ops_pipeline.hypervisor.tables import metadata as hypervisor_metadata
 from ops_pipeline.operations.tables import metadata as operations_metadata
 from ops_pipeline.services.tables import metadata as services_metadata
 from ops_pipeline.usage.tables import metadata as usage_metadata
 from ops_pipeline_tests.servers import PostgresServer
 
 NewUrl = Callable[[], str]
+ALL_METADATA = [
+    usage_metadata,
+    operations_metadata,
+    services_metadata,
+    hypervisor_metadata,
+]
 MIGRATE = """
 import sys
 from ops_pipeline.database.engine import connect
@@ -160,7 +167,7 @@ def test_the_migrated_schema_is_what_the_tables_in_code_say(engine: Engine) -> N
     with reading(engine) as connection:
         options = {"version_table": VERSION_TABLE, "compare_type": True, "include_object": is_of_this_database}
         context = MigrationContext.configure(connection, opts=options)
-        assert compare_metadata(context, [usage_metadata, operations_metadata, services_metadata]) == []  # type: ignore[arg-type]
+        assert compare_metadata(context, ALL_METADATA) == []  # type: ignore[arg-type]
 
 
 SQLITE_COLUMNS = """
@@ -191,9 +198,8 @@ def test_the_migrated_schema_is_the_one_that_the_code_would_make(new_url: NewUrl
     migrated, made = connect(new_url()), connect(new_url())
     migrate(migrated)
     with writing(made) as connection:
-        usage_metadata.create_all(connection)
-        operations_metadata.create_all(connection)
-        services_metadata.create_all(connection)
+        for metadata in ALL_METADATA:
+            metadata.create_all(connection)
     assert described(migrated) == described(made)
     assert len(described(made)) > 100
     for engine in (migrated, made):

@@ -1,0 +1,1 @@
+"""The Dagster layer of virtualisation."""

@@ -1,0 +1,1 @@
+"""Virtualisation: the status of machines, GPUs and network filters, on libvirt."""
