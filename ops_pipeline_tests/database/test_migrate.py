@@ -16,6 +16,7 @@ from dagster_postgres import DagsterPostgresStorage
 from sqlalchemy import Engine, inspect
 from sqlalchemy.exc import SQLAlchemyError
 
+from ops_pipeline.analysis.tables import metadata as analysis_metadata
 from ops_pipeline.database.engine import connect, reading, writing
 from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.database.migrate import VERSION_TABLE, migrate, newest_version, schema_version
@@ -31,6 +32,7 @@ ALL_METADATA = [
     operations_metadata,
     services_metadata,
     hypervisor_metadata,
+    analysis_metadata,
 ]
 MIGRATE = """
 import sys
@@ -171,13 +173,13 @@ def test_the_migrated_schema_is_what_the_tables_in_code_say(engine: Engine) -> N
 
 
 SQLITE_COLUMNS = """
-SELECT t.name || ' ' || c.name || ' ' || c.type || ' ' || c."notnull" || ' ' || ifnull(c.dflt_value, '-') || ' ' || c.pk
-FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table'
+SELECT t.name || ' ' || c.name || ' ' || c.type || ' ' || c."notnull" || ' ' || ifnull(c.dflt_value, '-') || ' ' || c.pk || ' ' || c.hidden
+FROM sqlite_master t, pragma_table_xinfo(t.name) c WHERE t.type = 'table'
 """
 SQLITE_TABLES = "SELECT name || ' ' || wr || ' ' || strict FROM pragma_table_list WHERE schema = 'main'"
 SQLITE_INDEXES = "SELECT sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
 POSTGRESQL_COLUMNS = """
-SELECT concat_ws(' ', table_name, column_name, column_default, is_nullable, is_identity, data_type, numeric_precision,
+SELECT concat_ws(' ', table_name, column_name, column_default, is_nullable, is_identity, generation_expression, data_type, numeric_precision,
                  numeric_scale)
 FROM information_schema.columns WHERE table_schema = 'public'
 """

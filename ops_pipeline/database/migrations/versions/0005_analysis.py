@@ -1,0 +1,197 @@
+"""The analysis lab: tasks, their results and events, services, workers, pipelines and generated applications.
+
+Revision ID: 0005
+Revises: 0004
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+from ops_pipeline.database.ddl import PerDialect
+from ops_pipeline.database.types import UtcDateTime
+
+revision = "0005"
+down_revision = "0004"
+branch_labels = None
+depends_on = None
+
+AHEAD = (
+    "CASE lower(priority) WHEN 'urgent' THEN 10800000 WHEN 'high' THEN 7200000 WHEN 'low' THEN 0 ELSE 3600000 END"
+)
+CLAIM_ORDER = PerDialect(
+    postgresql=f"CAST(date_part('epoch', created_at AT TIME ZONE 'UTC') * 1000 AS BIGINT) - {AHEAD}",
+    sqlite=f"CAST(ROUND((julianday(created_at) - 2440587.5) * 86400000.0) AS INTEGER) - {AHEAD}",
+)
+
+
+def upgrade() -> None:
+    tasks()
+    results_and_events()
+    services_and_workers()
+    pipelines()
+    applications()
+
+
+def tasks() -> None:
+    op.create_table(
+        "analysis_tasks",
+        sa.Column("id", sa.Text(), primary_key=True),
+        *(sa.Column(name, sa.Text()) for name in ("parent_id", "pipeline_id")),
+        *(sa.Column(name, sa.Integer()) for name in ("step", "job_index")),
+        sa.Column("run_key", sa.Text(), unique=True),
+        *(sa.Column(name, sa.Text(), nullable=False) for name in ("service", "target")),
+        *(sa.Column(name, sa.JSON()) for name in ("options", "labels")),
+        words("status", "pending"),
+        sa.Column("priority", sa.Text(), server_default="normal"),
+        *(count(name) for name in ("attempt", "preflight_retries", "transient_retries", "lost_leases")),
+        *(sa.Column(name, UtcDateTime()) for name in ("next_attempt_at", "held_since")),
+        sa.Column("lease_owner", sa.Text()),
+        sa.Column("lease_expires_at", UtcDateTime()),
+        sa.Column("timeout_seconds", sa.Double()),
+        sa.Column("cancel_requested_at", UtcDateTime()),
+        words("error_class"),
+        sa.Column("error_message", sa.Text()),
+        sa.Column("progress", sa.Double()),
+        words("current_step"),
+        sa.Column("result_summary", sa.JSON()),
+        now("created_at"),
+        *(sa.Column(name, UtcDateTime()) for name in ("started_at", "completed_at")),
+        now("updated_at"),
+        sa.Column("claim_order", sa.BigInteger(), sa.Computed(CLAIM_ORDER, persisted=True)),
+    )
+    pending = "status = 'pending' AND held_since IS NULL"
+    transient = "status = 'failed' AND error_class = 'transient'"
+    index("analysis_tasks_claim", "analysis_tasks", ["service", "claim_order", "id"], pending)
+    index("analysis_tasks_running", "analysis_tasks", ["service"], "status = 'running'")
+    index("analysis_tasks_transient", "analysis_tasks", ["transient_retries", "service"], transient)
+    index("analysis_tasks_parent", "analysis_tasks", ["parent_id"], "parent_id IS NOT NULL")
+    index("analysis_tasks_pipeline", "analysis_tasks", ["pipeline_id"], "pipeline_id IS NOT NULL")
+    index("analysis_tasks_finished", "analysis_tasks", ["completed_at"], "completed_at IS NOT NULL AND parent_id IS NULL")
+    index("analysis_tasks_created", "analysis_tasks", ["created_at"], "status = 'created'")
+
+
+def results_and_events() -> None:
+    op.create_table(
+        "analysis_results",
+        sa.Column("id", sa.Text(), primary_key=True),
+        sa.Column("task_id", sa.Text(), nullable=False),
+        count("attempt"),
+        *(words(name) for name in ("tool", "tool_version")),
+        words("result_type", "finding"),
+        *(words(name) for name in ("rule_id", "severity", "confidence", "title", "description", "category")),
+        words("file_path"),
+        *(sa.Column(name, sa.Integer()) for name in ("line_number", "column_number")),
+        sa.Column("data", sa.JSON()),
+        words("review", "new"),
+        now("created_at"),
+    )
+    op.create_index("analysis_results_task", "analysis_results", ["task_id"])
+    op.create_table(
+        "task_events",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), sa.Identity(), primary_key=True),
+        sa.Column("task_id", sa.Text(), nullable=False),
+        now("at"),
+        sa.Column("kind", sa.Text(), nullable=False),
+        count("attempt"),
+        *(words(name) for name in ("owner", "before", "after", "reason")),
+        sa.Column("data", sa.JSON()),
+    )
+    op.create_index("task_events_task", "task_events", ["task_id", "id"])
+
+
+def services_and_workers() -> None:
+    op.create_table(
+        "analyzer_services",
+        sa.Column("service", sa.Text(), primary_key=True),
+        words("url"),
+        sa.Column("max_concurrent", sa.Integer()),
+        *(count(name) for name in ("failures", "opened")),
+        sa.Column("open_until", UtcDateTime()),
+        sa.Column("healthy", sa.Boolean()),
+        *(words(name) for name in ("message", "version")),
+        sa.Column("tools", sa.JSON()),
+        sa.Column("checked_at", UtcDateTime()),
+        now("updated_at"),
+    )
+    op.create_table(
+        "analysis_workers",
+        sa.Column("owner", sa.Text(), primary_key=True),
+        *(words(name) for name in ("run_id", "host")),
+        sa.Column("pid", sa.Integer()),
+        *(now(name) for name in ("started_at", "heartbeat_at")),
+        *(sa.Column(name, UtcDateTime()) for name in ("lease_expires_at", "stopped_at")),
+    )
+
+
+def pipelines() -> None:
+    op.create_table(
+        "pipelines",
+        sa.Column("id", sa.Text(), primary_key=True),
+        words("name"),
+        *(sa.Column(name, sa.JSON()) for name in ("definition", "labels")),
+        words("status", "pending"),
+        *(sa.Column(name, UtcDateTime()) for name in ("paused_at", "cancel_requested_at", "deadline_at")),
+        words("created_by"),
+        sa.Column("error_message", sa.Text()),
+        sa.Column("summary", sa.JSON()),
+        count("revision"),
+        now("created_at"),
+        *(sa.Column(name, UtcDateTime()) for name in ("started_at", "completed_at")),
+        now("updated_at"),
+    )
+    index("pipelines_unfinished", "pipelines", ["created_at"], "status IN ('pending', 'running')")
+    counts = ("total", "submitted", "completed", "partial", "failed", "cancelled", "skipped")
+    op.create_table(
+        "pipeline_steps",
+        sa.Column("pipeline_id", sa.Text(), primary_key=True),
+        sa.Column("position", sa.Integer(), primary_key=True, autoincrement=False),
+        *(words(name) for name in ("name", "kind", "service")),
+        sa.Column("critical", sa.Boolean(), nullable=False, server_default=sa.text("false")),
+        sa.Column("max_concurrent", sa.Integer()),
+        *(sa.Column(name, sa.JSON()) for name in ("jobs", "options")),
+        words("status", "pending"),
+        *(count(name) for name in counts),
+        sa.Column("error_message", sa.Text()),
+        *(sa.Column(name, UtcDateTime()) for name in ("started_at", "completed_at")),
+        now("updated_at"),
+    )
+
+
+def applications() -> None:
+    target = "model_slug || '/app' || CAST(app_number AS TEXT)"
+    op.create_table(
+        "generated_applications",
+        sa.Column("id", sa.Text(), primary_key=True),
+        sa.Column("model_slug", sa.Text(), nullable=False),
+        sa.Column("app_number", sa.Integer(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False, server_default="1"),
+        sa.Column("target", sa.Text(), sa.Computed(target, persisted=True)),
+        words("template_slug"),
+        words("generation_status", "completed"),
+        words("failure_stage"),
+        sa.Column("error_message", sa.Text()),
+        sa.Column("labels", sa.JSON()),
+        sa.Column("missing_since", UtcDateTime()),
+        count("missing_looks"),
+        sa.Column("missing_seen_at", UtcDateTime()),
+        now("created_at"),
+        now("updated_at"),
+        sa.UniqueConstraint("model_slug", "app_number", "version", name="generated_applications_version"),
+    )
+    op.create_index("generated_applications_target", "generated_applications", ["target"])
+
+
+def words(name: str, default: str = "") -> sa.Column:
+    return sa.Column(name, sa.Text(), nullable=False, server_default=default)
+
+
+def count(name: str) -> sa.Column:
+    return sa.Column(name, sa.Integer(), nullable=False, server_default="0")
+
+
+def now(name: str) -> sa.Column:
+    return sa.Column(name, UtcDateTime(), nullable=False, server_default=sa.func.current_timestamp())
+
+
+def index(name: str, table: str, columns: list[str], where: str) -> None:
+    op.create_index(name, table, columns, postgresql_where=sa.text(where), sqlite_where=sa.text(where))

@@ -1,0 +1,1 @@
+"""The Dagster layer of the analysis lab: worker, recovery, pipelines and maintenance."""

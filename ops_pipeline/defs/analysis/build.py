@@ -1,0 +1,13 @@
+"""Everything that Dagster knows of the analysis lab.
+
+What belongs here: putting together what the modules beside this one define.
+"""
+
+from dagster import Definitions
+
+from ops_pipeline.settings import Settings
+
+
+def analysis_defs(settings: Settings) -> Definitions:
+    """Build the definitions of the analysis lab."""
+    return Definitions()
