@@ -173,14 +173,15 @@ def test_the_migrated_schema_is_what_the_tables_in_code_say(engine: Engine) -> N
 
 
 SQLITE_COLUMNS = """
-SELECT t.name || ' ' || c.name || ' ' || c.type || ' ' || c."notnull" || ' ' || ifnull(c.dflt_value, '-') || ' ' || c.pk || ' ' || c.hidden
+SELECT t.name || ' ' || c.name || ' ' || c.type || ' ' || c."notnull" || ' ' || ifnull(c.dflt_value, '-') || ' ' || c.pk
+       || ' ' || c.hidden
 FROM sqlite_master t, pragma_table_xinfo(t.name) c WHERE t.type = 'table'
 """
 SQLITE_TABLES = "SELECT name || ' ' || wr || ' ' || strict FROM pragma_table_list WHERE schema = 'main'"
 SQLITE_INDEXES = "SELECT sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
 POSTGRESQL_COLUMNS = """
-SELECT concat_ws(' ', table_name, column_name, column_default, is_nullable, is_identity, generation_expression, data_type, numeric_precision,
-                 numeric_scale)
+SELECT concat_ws(' ', table_name, column_name, column_default, is_nullable, is_identity, generation_expression,
+                 data_type, numeric_precision, numeric_scale)
 FROM information_schema.columns WHERE table_schema = 'public'
 """
 POSTGRESQL_INDEXES = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'"
