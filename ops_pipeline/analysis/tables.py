@@ -213,52 +213,6 @@ analysis_workers = Table(
 )
 """Workers: alive while `lease_expires_at` lies ahead and `stopped_at` is NULL."""
 
-pipelines = Table(
-    "pipelines",
-    metadata,
-    Column("id", Text, primary_key=True),
-    _text("name"),
-    Column("definition", JSON),
-    Column("labels", JSON),
-    _text("status", PENDING),
-    _when("paused_at"),
-    _when("cancel_requested_at"),
-    _when("deadline_at"),
-    _text("created_by"),
-    Column("error_message", Text),
-    Column("summary", JSON),
-    _count("revision"),
-    _now("created_at"),
-    _when("started_at"),
-    _when("completed_at"),
-    _now("updated_at"),
-)
-"""Pipelines: steps in order, each made of tasks."""
-
-_UNFINISHED = text("status IN ('pending', 'running')")
-_index("pipelines_unfinished", pipelines.c.created_at, where=_UNFINISHED)
-
-pipeline_steps = Table(
-    "pipeline_steps",
-    metadata,
-    Column("pipeline_id", Text, primary_key=True),
-    Column("position", Integer, primary_key=True, autoincrement=False),
-    _text("name"),
-    _text("kind"),
-    _text("service"),
-    Column("critical", Boolean, nullable=False, server_default=text("false")),
-    Column("max_concurrent", Integer),
-    Column("jobs", JSON),
-    Column("options", JSON),
-    _text("status", PENDING),
-    *(_count(name) for name in ("total", "submitted", "completed", "partial", "failed", "cancelled", "skipped")),
-    Column("error_message", Text),
-    _when("started_at"),
-    _when("completed_at"),
-    _now("updated_at"),
-)
-"""The steps of a pipeline. Their tasks have its `pipeline_id`, the step's position in `step`, and their `job_index`."""
-
 generated_applications = Table(
     "generated_applications",
     metadata,

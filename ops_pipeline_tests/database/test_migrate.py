@@ -16,7 +16,7 @@ from dagster_postgres import DagsterPostgresStorage
 from sqlalchemy import Engine, inspect
 from sqlalchemy.exc import SQLAlchemyError
 
-from ops_pipeline.analysis.tables import metadata as analysis_metadata
+from ops_pipeline.analysis.pipelines.tables import metadata as analysis_metadata
 from ops_pipeline.database.engine import connect, reading, writing
 from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.database.migrate import VERSION_TABLE, migrate, newest_version, schema_version

@@ -128,33 +128,55 @@ def pipelines() -> None:
         "pipelines",
         sa.Column("id", sa.Text(), primary_key=True),
         words("name"),
-        *(sa.Column(name, sa.JSON()) for name in ("definition", "labels")),
+        sa.Column("definition", sa.JSON(), nullable=False),
+        sa.Column("labels", sa.JSON()),
         words("status", "pending"),
-        *(sa.Column(name, UtcDateTime()) for name in ("paused_at", "cancel_requested_at", "deadline_at")),
-        words("created_by"),
-        sa.Column("error_message", sa.Text()),
-        sa.Column("summary", sa.JSON()),
-        count("revision"),
+        sa.Column("attempt", sa.Integer(), nullable=False, server_default="1"),
+        sa.Column("paused_at", UtcDateTime()),
+        words("stop_as"),
+        sa.Column("deadline_at", UtcDateTime()),
+        words("error_message"),
         now("created_at"),
         *(sa.Column(name, UtcDateTime()) for name in ("started_at", "completed_at")),
         now("updated_at"),
     )
     index("pipelines_unfinished", "pipelines", ["created_at"], "status IN ('pending', 'running')")
-    counts = ("total", "submitted", "completed", "partial", "failed", "cancelled", "skipped")
+    op.create_index("pipelines_created_at", "pipelines", ["created_at"])
     op.create_table(
         "pipeline_steps",
-        sa.Column("pipeline_id", sa.Text(), primary_key=True),
-        sa.Column("position", sa.Integer(), primary_key=True, autoincrement=False),
-        *(words(name) for name in ("name", "kind", "service")),
-        sa.Column("critical", sa.Boolean(), nullable=False, server_default=sa.text("false")),
-        sa.Column("max_concurrent", sa.Integer()),
-        *(sa.Column(name, sa.JSON()) for name in ("jobs", "options")),
+        *key("pipeline_id", "position"),
+        sa.Column("name", sa.Text(), nullable=False),
         words("status", "pending"),
-        *(count(name) for name in counts),
-        sa.Column("error_message", sa.Text()),
+        sa.Column("critical", sa.Boolean(), nullable=False, server_default=sa.false()),
+        sa.Column("concurrency", sa.Integer(), nullable=False),
         *(sa.Column(name, UtcDateTime()) for name in ("started_at", "completed_at")),
-        now("updated_at"),
     )
+    op.create_table(
+        "pipeline_jobs",
+        *key("pipeline_id", "step", "job_index"),
+        *(words(name) for name in ("target", "template")),
+        words("status", "waiting"),
+        sa.Column("attempt", sa.Integer(), nullable=False, server_default="1"),
+        sa.Column("task_id", sa.Text()),
+        words("reason"),
+    )
+    op.create_index("pipeline_jobs_status", "pipeline_jobs", ["pipeline_id", "step", "status", "job_index"])
+    op.create_table(
+        "pipeline_events",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), sa.Identity(), primary_key=True),
+        sa.Column("at", UtcDateTime(), nullable=False),
+        *(sa.Column(name, sa.Text(), nullable=False) for name in ("pipeline_id", "kind")),
+        *(words(name) for name in ("step", "before", "after", "reason")),
+        *(count(name) for name in ("ended", "submitted")),
+        sa.Column("told", sa.Boolean(), nullable=False, server_default=sa.false()),
+    )
+    op.create_index("pipeline_events_pipeline", "pipeline_events", ["pipeline_id", "id"])
+    index("pipeline_events_untold", "pipeline_events", ["id"], "told = false")
+
+
+def key(first: str, *numbers: str) -> list[sa.Column]:
+    rest = (sa.Column(name, sa.Integer(), primary_key=True, autoincrement=False) for name in numbers)
+    return [sa.Column(first, sa.Text(), primary_key=True), *rest]
 
 
 def applications() -> None:

@@ -1,0 +1,1 @@
+"""Pipelines: ordered steps, each a set of tasks; the transaction that ends a task advances its pipeline."""
