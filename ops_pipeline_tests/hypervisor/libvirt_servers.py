@@ -122,6 +122,8 @@ class LibvirtServer:
         """End the daemon at once; its guests go on running."""
         self.signal(signal.SIGKILL)
         if self.daemon is not None:
+            # nsenter stops together with what it started, and then would not see its end.
+            self.daemon.send_signal(signal.SIGCONT)
             self.daemon.wait(20)
 
     @contextmanager

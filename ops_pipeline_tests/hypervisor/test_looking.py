@@ -1,0 +1,172 @@
+"""Hosts are asked all at once, and none can hold up the others or the run."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from ops_pipeline.hypervisor.hosts import Host
+from ops_pipeline.hypervisor.looking import Answer, ask_hosts
+from ops_pipeline.reconcile import Unavailable
+from ops_pipeline_tests.hypervisor.libvirt_servers import LibvirtServer, TestDomain, test_node_xml
+from ops_pipeline_tests.servers import wait_until
+
+HERE = "ops_pipeline_tests.hypervisor.questions"
+TEST = Host("test", "test:///default")
+
+
+def ask(function: str, *hosts: Host, deadline: float = 20, **more: object) -> dict[str, Answer]:
+    return ask_hosts(hosts or (TEST,), f"{HERE}:{function}", deadline_seconds=deadline, **more)  # type: ignore[arg-type]
+
+
+def test_each_host_answers_for_itself(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.xml"
+    path.write_text(test_node_xml([TestDomain("a"), TestDomain("b", 5)]))
+    answers = ask("names", Host("one", f"test://{path}"), TEST)
+    assert {name: answer.facts for name, answer in answers.items()} == {"one": ["a", "b"], "test": ["test"]}
+    assert answers["one"].sure() == ["a", "b"]
+
+
+def test_each_host_may_get_an_argument_of_its_own() -> None:
+    other = Host("other", "test:///default")
+    answers = ask("given", TEST, other, argument=1, arguments={"other": (2, "b")})
+    assert [answers[name].facts for name in ("test", "other")] == [1, (2, "b")]
+
+
+def test_no_hosts_need_no_process() -> None:
+    assert ask_hosts([], f"{HERE}:names", deadline_seconds=1) == {}
+
+
+def test_a_host_that_hangs_costs_its_deadline_and_nothing_else() -> None:
+    """A thread that hangs inside C cannot be killed; one such host stopped a whole run."""
+    late = [Host(f"late{number}", "test:///default") for number in range(3)]
+    hosts = [TEST, *late, Host("last", "test:///default")]
+    answers = ask("sleep", *hosts, deadline=2, argument=60, arguments={"test": 0, "last": 0})
+    assert [name for name, answer in answers.items() if answer.problem] == ["late0", "late1", "late2"]
+    assert "no answer within 2 s: its libvirt hangs" in answers["late1"].problem
+    with pytest.raises(Unavailable, match="late1: test:///default: no answer"):
+        answers["late1"].sure()
+
+
+def test_more_hosts_than_are_asked_at_once_get_their_turn() -> None:
+    hosts = [Host(str(number), "test:///default") for number in range(7)]
+    answers = ask("given", *hosts, at_once=2, argument="x")
+    assert [answer.facts for answer in answers.values()] == ["x"] * 7
+    assert list(answers) == [host.id for host in hosts]
+
+
+def test_what_was_done_before_the_deadline_is_told() -> None:
+    (answer,) = ask("in_steps", deadline=1, argument=60).values()
+    assert (answer.items, answer.facts) == ((1, 2), None)
+    assert "no answer within 1 s" in answer.problem
+    (answer,) = ask("in_steps", argument=0).values()
+    assert (answer.items, answer.facts, answer.problem) == ((1, 2, 3), "all", "")
+
+
+def test_what_a_host_started_is_killed_with_it(tmp_path: Path) -> None:
+    """A connection over SSH has an ssh process, which would hang on."""
+    ask("with_a_child", deadline=1, argument=str(tmp_path / "pid"))
+    pid = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not _alive(pid), 10, "the child's child to end")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_host_whose_process_crashes_is_told_from_one_that_hangs() -> None:
+    answers = ask("crash", TEST)
+    assert "ended by signal 11" in answers["test"].problem
+
+
+def test_what_no_host_is_to_blame_for_is_named() -> None:
+    assert ask("fail")["test"].problem == "test:///default: KeyError: 'surprise'"
+    assert "has no attribute 'nothing'" in ask("nothing")["test"].problem
+
+
+def test_what_a_function_prints_does_not_spoil_its_answer() -> None:
+    assert ask("chatter")["test"].facts == "quiet"
+
+
+def test_looks_cannot_change_anything() -> None:
+    assert "read only access prevents" in ask("destroy", argument="test")["test"].problem
+    assert ask("destroy", argument="test", writes=True)["test"].problem == ""
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("qemu+unix:///system?socket=/nowhere", "nothing answers: is libvirtd (or virtqemud) running there"),
+        ("hyperv:///system", "libvirt"),
+        ("test:///nowhere.xml", "libvirt"),
+        ("qemu+tcp://user:secret@127.0.0.1:1/system", "qemu+tcp://user:***@127.0.0.1:1/system"),
+        ("", "its libvirt_uri is empty"),
+    ],
+)
+def test_a_uri_that_leads_nowhere_says_what_to_do(uri: str, words: str) -> None:
+    problem = ask("names", Host("x", uri))["x"].problem
+    assert words in problem
+    assert "secret" not in problem
+
+
+def test_without_libvirt_python_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "libvirt.py").write_text("raise ModuleNotFoundError(\"No module named 'libvirt'\")")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "install ops-pipeline[hypervisor]" in ask("names")["test"].problem
+
+
+KILLED = """
+from ops_pipeline.hypervisor.hosts import Host
+from ops_pipeline.hypervisor.looking import ask_hosts
+ask_hosts([Host("x", "test:///default")], "ops_pipeline_tests.hypervisor.questions:with_a_child", deadline_seconds=30,
+          argument={path!r})
+"""
+
+
+def test_nothing_is_left_of_a_run_that_was_killed(tmp_path: Path) -> None:
+    """Dagster kills a run that is cancelled; what it asked hosts must not go on changing them."""
+    path = tmp_path / "pid"
+    command = [sys.executable, "-c", KILLED.format(path=str(path))]
+    run = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    wait_until(lambda: path.exists() and path.read_text(), 20, "the host to be asked")
+    run.kill()
+    run.wait()
+    wait_until(lambda: not _alive(int(path.read_text())), 10, "its processes to end")
+
+
+@pytest.mark.xdist_group("libvirtd")
+def test_a_daemon_that_hangs_or_dies_is_unavailable_and_never_empty(libvirtd: LibvirtServer) -> None:
+    """Errors read as an empty list stopped every machine of the platform."""
+    libvirtd.define("guest", start=False)
+    host = Host("real", libvirtd.uri)
+    assert ask("names", host)["real"].facts == ["guest"]
+    with libvirtd.hung():
+        answers = ask("names", host, TEST, deadline=2)
+    assert "no answer within 2 s" in answers["real"].problem
+    assert answers["test"].facts == ["test"]
+    with libvirtd.down():
+        assert "nothing answers" in ask("names", host)["real"].problem
+    assert ask("names", host)["real"].facts == ["guest"]
+
+
+@pytest.mark.xdist_group("libvirtd")
+def test_a_daemon_that_dies_in_the_middle_of_a_look_is_unavailable(libvirtd: LibvirtServer) -> None:
+    host = Host("real", libvirtd.uri)
+    libvirtd.signal(signal.SIGSTOP)
+    killer = threading.Timer(1, libvirtd.kill)
+    killer.start()
+    started = time.monotonic()
+    problem = ask("names", host, deadline=30)["real"].problem
+    killer.join()
+    libvirtd.start()
+    assert "the connection broke" in problem or "nothing answers" in problem
+    assert time.monotonic() - started < 30
