@@ -92,6 +92,12 @@ def upsert(
     connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=replaced), list(rows))
 
 
+def insert_missing(connection: Connection, target: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert those rows whose keys are not there; the others stay as they are."""
+    if rows:
+        connection.execute(_dialect(connection).insert(target).on_conflict_do_nothing(), list(rows))
+
+
 def _dialect(connection: Connection) -> Any:
     return postgresql if connection.dialect.name == "postgresql" else sqlite
 

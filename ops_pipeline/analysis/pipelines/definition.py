@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,13 +49,16 @@ def _one_or_more(value: Any) -> Any:
 
 Application = Annotated[str, BeforeValidator(_application)]
 """An existing application, `model:number`; numbers begin at 0."""
+JobPlan = tuple[str, str]
+"""Target and template of a job."""
 Services = Annotated[tuple[Name, ...], Field(min_length=1, max_length=20), BeforeValidator(_one_or_more)]
 
 
 class Step(Strict):
     """One step: a task of these services for each of its jobs.
 
-    Its jobs are models x templates, existing applications, or the applications that an earlier step made.
+    Its jobs are models x templates, of which each makes an application, existing applications, or those of an earlier
+    step.
     """
 
     name: Name
@@ -160,18 +163,29 @@ def source_of(definition: Definition, position: int) -> int | None:
     return None if name is None else next(i for i, step in enumerate(definition.steps) if step.name == name)
 
 
-def jobs_of(definition: Definition, position: int) -> list[tuple[str, str]]:
-    """Target and template of each job of a step, in the order of their index.
-
-    Job i of models x templates is model i // T and template i % T, of T templates, with the model for its target. A
-    step that takes the applications of another has one job for each of that step's, with the same index; its target
-    is not known before.
-    """
-    step, source = definition.steps[position], source_of(definition, position)
-    if source is not None:
-        return [("", template) for _, template in jobs_of(definition, source)]
-    if step.applications:
-        return [(target_of(*application.rsplit(":", 1)), "") for application in step.applications]
+def pairs_of(step: Step) -> list[tuple[str, str]]:
+    """Model and template of each job that makes an application: job i is model i // T and template i % T, of T."""
     count = len(step.templates)
-    total = len(step.models) * count
-    return [(step.models[index // count], step.templates[index % count]) for index in range(total)]
+    return [(step.models[index // count], step.templates[index % count]) for index in range(len(step.models) * count)]
+
+
+def jobs_of(definition: Definition, reserve: Callable[[list[tuple[str, str]]], list[str]]) -> list[list[JobPlan]]:
+    """Target and template of each job of each step, in the order of their index.
+
+    A step that takes the applications of another has one job for each of that step's, with the same index.
+
+    Args:
+        definition: of the pipeline.
+        reserve: gives each pair of model and template a new application, and says what tasks call it.
+    """
+    laid: list[list[JobPlan]] = []
+    for position, step in enumerate(definition.steps):
+        source = source_of(definition, position)
+        if source is not None:
+            laid.append(laid[source])
+        elif step.applications:
+            laid.append([(target_of(*application.rsplit(":", 1)), "") for application in step.applications])
+        else:
+            pairs = pairs_of(step)
+            laid.append([(target, template) for target, (_, template) in zip(reserve(pairs), pairs, strict=True)])
+    return laid

@@ -49,6 +49,7 @@ pipeline_steps = Table(
     Column("name", Text, nullable=False),
     Column("status", Text, nullable=False, server_default=PENDING),
     Column("critical", Boolean, nullable=False, server_default=false()),
+    Column("makes_applications", Boolean, nullable=False, server_default=false()),
     Column("concurrency", Integer, nullable=False),
     Column("started_at", UtcDateTime),
     Column("completed_at", UtcDateTime),

@@ -52,10 +52,16 @@ def definition(*steps: dict[str, Any], **fields: Any) -> dict[str, Any]:
     return {"name": "nightly", "steps": list(steps)} | fields
 
 
+def numbered(pairs: list[tuple[str, str]]) -> list[str]:
+    """New applications, numbered in order."""
+    return [f"{model}/app{index}" for index, (model, _) in enumerate(pairs)]
+
+
 def test_the_example_of_the_documentation_is_a_pipeline() -> None:
     example = read_definition(EXAMPLE)
-    assert [len(jobs_of(example, position)) for position in range(3)] == [4, 4, 2]
-    assert jobs_of(example, 2) == [("openai_gpt-4o/app1", ""), ("anthropic_claude-sonnet/app0", "")]
+    made, analysed, older = jobs_of(example, numbered)
+    assert (len(made), analysed) == (4, made)
+    assert older == [("openai_gpt-4o/app1", ""), ("anthropic_claude-sonnet/app0", "")]
 
 
 @pytest.mark.parametrize(
@@ -110,12 +116,12 @@ def test_what_is_no_application_is_refused(application: Any) -> None:
 @pytest.mark.parametrize("application", ["gpt:0", "gpt:00", {"model": "gpt", "app": 0}])
 def test_an_application_may_have_the_number_0(application: Any) -> None:
     """Its number was asked for with `if app_number`."""
-    assert jobs_of(parse_definition(definition(step(applications=[application]))), 0) == [("gpt/app0", "")]
+    assert jobs_of(parse_definition(definition(step(applications=[application]))), numbered) == [[("gpt/app0", "")]]
 
 
 def test_a_step_of_more_jobs_than_can_be_written_at_once_is_refused() -> None:
     largest = step(models=["gpt"] * (MOST_JOBS // 100), templates=["chat"] * 100)
-    assert len(jobs_of(parse_definition(definition(largest)), 0)) == MOST_JOBS
+    assert len(jobs_of(parse_definition(definition(largest)), numbered)[0]) == MOST_JOBS
     with pytest.raises(DefinitionRefused, match="more than 10000 jobs"):
         parse_definition(definition(largest | {"templates": ["chat"] * 101}))
 
@@ -139,14 +145,6 @@ def test_job_i_is_model_i_by_t_and_template_i_mod_t_and_a_step_fed_by_it_has_the
     made = parse_definition(
         definition(step(models=names, templates=kinds), step(name="two", applications_of="one", services=["a", "b"]))
     )
-    jobs = jobs_of(made, 0)
-    assert jobs == [(names[i // templates], kinds[i % templates]) for i in range(models * templates)]
-    assert jobs_of(made, 1) == [("", template) for _, template in jobs]
-
-
-def test_the_same_template_twice_makes_two_jobs() -> None:
-    """A key of model and template alone took the second, which somebody wanted, for a repeat of the first."""
-    assert jobs_of(parse_definition(definition(step(models=["gpt"], templates=["chat", "chat"]))), 0) == [
-        ("gpt", "chat"),
-        ("gpt", "chat"),
-    ]
+    first, second = jobs_of(made, numbered)
+    assert first == [(f"{names[i // templates]}/app{i}", kinds[i % templates]) for i in range(models * templates)]
+    assert second == first

@@ -147,7 +147,10 @@ def pipelines() -> None:
         *key("pipeline_id", "position"),
         sa.Column("name", sa.Text(), nullable=False),
         words("status", "pending"),
-        sa.Column("critical", sa.Boolean(), nullable=False, server_default=sa.false()),
+        *(
+            sa.Column(name, sa.Boolean(), nullable=False, server_default=sa.false())
+            for name in ("critical", "makes_applications")
+        ),
         sa.Column("concurrency", sa.Integer(), nullable=False),
         *(sa.Column(name, UtcDateTime()) for name in ("started_at", "completed_at")),
     )
