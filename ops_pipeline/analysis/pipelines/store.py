@@ -278,7 +278,8 @@ def hold(connection: Connection, pipeline_id: str, now: datetime) -> int:
     locked = mine.order_by(tasks.id).with_for_update().cte("mine").prefix_with("MATERIALIZED", dialect="postgresql")
     since = case((paused, literal(now, UtcDateTime())), else_=null())
     held = update(analysis_tasks).where(tasks.id.in_(select(locked.c.id))).values(held_since=since)
-    return connection.execute(held).rowcount
+    # Of an UPDATE behind WITH, SQLite's driver tells no number.
+    return len(connection.execute(held.returning(tasks.id)).all())
 
 
 def tell(connection: Connection, pipeline_id: str, now: datetime, kind: str, **values: Any) -> None:
