@@ -29,7 +29,9 @@ __all__ = [
     "DEFAULT_START",
     "Settings",
     "SettingsError",
+    "environment_of_leader",
     "given_variables",
+    "leader_token",
     "load_settings",
     "secret_variable",
 ]
@@ -82,6 +84,19 @@ class Settings(
     def reports_folder(self) -> Path:
         """Where reports are written."""
         return self.reports_dir or self.dagster_home.absolute() / "reports"
+
+
+LEADER_TOKEN = "OPS_PIPELINE_LEADER_TOKEN"  # noqa: S105 - the name of a variable; what it holds is no secret
+
+
+def environment_of_leader(token: str) -> dict[str, str]:
+    """The environment of the daemon that a leader starts: its own, and the token under which it leads."""
+    return {**os.environ, LEADER_TOKEN: token}
+
+
+def leader_token() -> str | None:
+    """The token of the leader that started this process; None when none did."""
+    return os.environ.get(LEADER_TOKEN)
 
 
 def given_variables() -> set[str]:

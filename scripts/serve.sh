@@ -6,7 +6,7 @@ bin=$PWD/.venv/bin
 
 "$bin/python" -m ops_pipeline.defs.interrupted
 echo "Starting http://127.0.0.1:$port (Ctrl-C stops it)"
-"$bin/dagster-daemon" run --workspace workspace.yaml --log-level warning &
+"$bin/ops-pipeline" daemon --workspace workspace.yaml --log-level warning &
 daemon=$!
 "$bin/dagster-webserver" --workspace workspace.yaml --host 127.0.0.1 --port "$port" --log-level warning \
     --dagster-log-level warning &

@@ -3,16 +3,34 @@
 What belongs here: opening and closing of what runs, schedules and sensors need.
 """
 
+from contextlib import ExitStack
+
 from dagster import ConfigurableResource, InitResourceContext, Out
 from pydantic import Field, PrivateAttr
 from sqlalchemy import Engine
 
 from ops_pipeline.database.engine import connect
+from ops_pipeline.database.locks import exclusive
+from ops_pipeline.defs.runs import JOB_TAG
 from ops_pipeline.settings import load_settings
 
 IN_MEMORY = "in_memory"
 HANDED_ON = Out(io_manager_key=IN_MEMORY)
 """What one op of a job hands to the next: nothing of it is kept on disk, since all of a run is one process."""
+
+
+LONGEST_WAIT_SECONDS = 600.0
+"""Longer than any job with a schedule takes; what waited finds nothing left to do."""
+
+
+def job_of(context: InitResourceContext) -> str | None:
+    """The job whose lock a run takes; None for ticks, for assets launched in the UI, and for workers in slots.
+
+    Assets have locks of their own in their transactions, and several workers share the queue by design: the tags of
+    both name no job, or another one.
+    """
+    run = context.run
+    return run.job_name if run is not None and run.tags.get(JOB_TAG) == run.job_name else None
 
 
 class OperationsDatabase(ConfigurableResource):
@@ -23,13 +41,34 @@ class OperationsDatabase(ConfigurableResource):
         description="Leave empty: the URL then comes from DATABASE_URL and is shown nowhere. Set by tests.",
     )
     _engine: Engine | None = PrivateAttr(default=None)
+    _held: ExitStack | None = PrivateAttr(default=None)
 
     def setup_for_execution(self, context: InitResourceContext) -> None:
-        """Make the engine; it connects when first used."""
+        """Make the engine, and take the lock of the run's job.
+
+        Raises:
+            Held: another deployment has run the same job all the while.
+        """
         self._engine = connect(self.url or load_settings().operations_url())
+        job = job_of(context)
+        if job is not None:
+            # Dagster's limits hold within one deployment; two that share this database know nothing of each other.
+            log = context.log
+            self._held = ExitStack()
+            self._held.enter_context(
+                exclusive(
+                    self._engine,
+                    job,
+                    wait_seconds=LONGEST_WAIT_SECONDS,
+                    waiting=lambda words: log.info(words) if log else None,
+                )
+            )
 
     def teardown_after_execution(self, context: InitResourceContext) -> None:
-        """Close its connections."""
+        """Give the lock back, and close all connections."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
         if self._engine is not None:
             self._engine.dispose()
             self._engine = None

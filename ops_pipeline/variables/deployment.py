@@ -15,3 +15,7 @@ class DeploymentVariables(BaseModel):
         default=SecretStr(""),
         description="The operations database: postgresql+psycopg://… or sqlite:///…; empty for SQLite in DAGSTER_HOME.",
     )
+    dagster_postgres_url: SecretStr = Field(
+        default=SecretStr(""),
+        description="Dagster's own storage, where that is PostgreSQL: postgresql+psycopg2://…; `make run` sets it.",
+    )

@@ -1,0 +1,60 @@
+"""What keeps a process that has lost the lead from writing: for the daemon that a leader starts.
+
+A daemon that was stopped and wakes up, or whose leader died, must not launch what another daemon has launched already:
+each of its connections to Dagster's storage asks first whether its token still leads, and it ends when its leader does.
+
+What belongs here: the two ways in which such a process ends itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
+
+from ops_pipeline.operations.fences import leader, session_name
+
+FENCED = 70
+"""The exit status of a daemon that found another one leading."""
+LEADERLESS = 71
+"""The exit status of a daemon whose leader has ended."""
+
+
+def fence_connections(token: str) -> None:
+    """Let every new connection to PostgreSQL ask whether the token leads; end the process where it does not.
+
+    Dagster's storage keeps no connections: each of its operations opens one, so that none is older than an operation.
+    """
+
+    @event.listens_for(Pool, "connect")
+    def _ask(connection: Any, _record: Any) -> None:
+        if not type(connection).__module__.startswith("psycopg"):
+            return
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('application_name', %s, false)", (session_name(token),))
+            cursor.execute(f"SELECT token FROM {leader.name} WHERE id = 1")  # noqa: S608 - the table's own name
+            row = cursor.fetchone()
+        # A rollback would take the name back.
+        connection.commit()
+        if row is None or row[0] != token:
+            _end(FENCED, "Another daemon leads: this one ends without writing anything more.")
+
+
+def end_with_leader() -> None:
+    """End this process when standard input closes, which the leader holds open as long as it lives."""
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        _end(LEADERLESS, "The leader of this daemon has ended: so does it.")
+
+    threading.Thread(target=watch, name="leader-watch", daemon=True).start()
+
+
+def _end(status: int, why: str) -> None:
+    print(why, file=sys.stderr, flush=True)
+    # Not an exception: Dagster's threads catch those and go on.
+    os._exit(status)
