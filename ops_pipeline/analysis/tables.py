@@ -45,8 +45,9 @@ UNIFIED = "unified"
 AGEING_SECONDS = 3600
 """How much longer a task must have waited to go before one that is one rank above it. A `low` task that has waited for
 three hours thus goes before an `urgent` one of this moment, before maintenance would call it stuck."""
+NORMAL, NORMAL_RANK = "normal", 1
 RANKS = {"urgent": 3, "high": 2, "low": 0}
-NORMAL_RANK = 1
+"""How far each priority goes ahead; NULL and unknown ones count as normal."""
 
 _AHEAD = (
     "CASE lower(priority) "
@@ -85,11 +86,11 @@ analysis_tasks = Table(
     Column("pipeline_id", Text),
     Column("step", Integer),
     Column("job_index", Integer),
-    Column("run_key", Text, unique=True),
+    Column("run_key", Text),
     Column("service", Text, nullable=False),
     Column("target", Text, nullable=False),
-    Column("options", JSON),
-    Column("labels", JSON),
+    Column("options", JSON(none_as_null=True)),
+    Column("labels", JSON(none_as_null=True)),
     _text("status", PENDING),
     Column("priority", Text, server_default="normal"),
     _count("attempt"),
@@ -101,12 +102,13 @@ analysis_tasks = Table(
     Column("lease_owner", Text),
     _when("lease_expires_at"),
     Column("timeout_seconds", Double),
+    _when("deadline_at"),
     _when("cancel_requested_at"),
     _text("error_class"),
     Column("error_message", Text),
     Column("progress", Double),
     _text("current_step"),
-    Column("result_summary", JSON),
+    Column("result_summary", JSON(none_as_null=True)),
     _now("created_at"),
     _when("started_at"),
     _when("completed_at"),
@@ -122,6 +124,7 @@ _RUNNING = text("status = 'running'")
 _TRANSIENT = text("status = 'failed' AND error_class = 'transient'")
 _HAS_PARENT, _HAS_PIPELINE = text("parent_id IS NOT NULL"), text("pipeline_id IS NOT NULL")
 _FINISHED = text("completed_at IS NOT NULL AND parent_id IS NULL")
+HAS_RUN_KEY = text("run_key IS NOT NULL")
 _CREATED = text("status = 'created'")
 
 
@@ -136,6 +139,7 @@ _index("analysis_tasks_transient", _task.transient_retries, _task.service, where
 _index("analysis_tasks_parent", _task.parent_id, where=_HAS_PARENT)
 _index("analysis_tasks_pipeline", _task.pipeline_id, where=_HAS_PIPELINE)
 _index("analysis_tasks_finished", _task.completed_at, where=_FINISHED)
+Index("analysis_tasks_run_key", _task.run_key, unique=True, postgresql_where=HAS_RUN_KEY, sqlite_where=HAS_RUN_KEY)
 _index("analysis_tasks_created", _task.created_at, where=_CREATED)
 
 analysis_results = Table(
@@ -156,7 +160,7 @@ analysis_results = Table(
     _text("file_path"),
     Column("line_number", Integer),
     Column("column_number", Integer),
-    Column("data", JSON),
+    Column("data", JSON(none_as_null=True)),
     _text("review", "new"),
     _now("created_at"),
     Index("analysis_results_task", "task_id"),
@@ -175,7 +179,7 @@ task_events = Table(
     _text("before"),
     _text("after"),
     _text("reason"),
-    Column("data", JSON),
+    Column("data", JSON(none_as_null=True)),
     Index("task_events_task", "task_id", "id"),
 )
 """What happened to tasks: every transition and every progress frame, with the attempt and the worker."""
@@ -192,7 +196,7 @@ analyzer_services = Table(
     Column("healthy", Boolean),
     _text("message"),
     _text("version"),
-    Column("tools", JSON),
+    Column("tools", JSON(none_as_null=True)),
     _when("checked_at"),
     _now("updated_at"),
 )
@@ -225,7 +229,7 @@ generated_applications = Table(
     _text("generation_status", COMPLETED),
     _text("failure_stage"),
     Column("error_message", Text),
-    Column("labels", JSON),
+    Column("labels", JSON(none_as_null=True)),
     _when("missing_since"),
     _count("missing_looks"),
     _when("missing_seen_at"),

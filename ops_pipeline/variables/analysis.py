@@ -13,6 +13,15 @@ class AnalysisVariables(BaseModel):
     task_poll_interval: int = Field(
         default=10, ge=1, le=3600, description="Seconds between two looks for claimable tasks while no worker lives."
     )
+    task_lease_seconds: int = Field(
+        default=60, ge=5, le=3600, description="For how long a worker has its tasks without a sign of life."
+    )
+    tasks_per_service: int = Field(
+        default=5, ge=0, le=100_000, description="Tasks of one service at a time, unless it says otherwise; 0 for any."
+    )
+    tasks_per_target: int = Field(
+        default=0, ge=0, le=100_000, description="Tasks of one application at a time; 0 for any number."
+    )
     task_timeout: int = Field(default=1800, ge=1, le=604_800, description="Seconds that one task may take in all.")
     preflight_max_retries: int = Field(
         default=3, ge=0, le=100, description="How often a task waits for a service that is not available."

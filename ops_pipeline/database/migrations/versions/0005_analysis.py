@@ -23,6 +23,19 @@ CLAIM_ORDER = PerDialect(
     sqlite=f"CAST(ROUND((julianday(created_at) - 2440587.5) * 86400000.0) AS INTEGER) - {AHEAD}",
 )
 
+# A worker that lingers hears of new tasks at once, whoever inserts them; SQLite has nothing of the kind.
+WAKE_FUNCTION = """
+CREATE FUNCTION analysis_tasks_wake() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify('analysis_tasks', 'work');
+    RETURN NULL;
+END $$
+"""
+WAKE_TRIGGER = """
+CREATE TRIGGER analysis_tasks_wake AFTER INSERT ON analysis_tasks
+FOR EACH STATEMENT EXECUTE FUNCTION analysis_tasks_wake()
+"""
+
 
 def upgrade() -> None:
     tasks()
@@ -38,7 +51,7 @@ def tasks() -> None:
         sa.Column("id", sa.Text(), primary_key=True),
         *(sa.Column(name, sa.Text()) for name in ("parent_id", "pipeline_id")),
         *(sa.Column(name, sa.Integer()) for name in ("step", "job_index")),
-        sa.Column("run_key", sa.Text(), unique=True),
+        sa.Column("run_key", sa.Text()),
         *(sa.Column(name, sa.Text(), nullable=False) for name in ("service", "target")),
         *(sa.Column(name, sa.JSON()) for name in ("options", "labels")),
         words("status", "pending"),
@@ -48,7 +61,7 @@ def tasks() -> None:
         sa.Column("lease_owner", sa.Text()),
         sa.Column("lease_expires_at", UtcDateTime()),
         sa.Column("timeout_seconds", sa.Double()),
-        sa.Column("cancel_requested_at", UtcDateTime()),
+        *(sa.Column(name, UtcDateTime()) for name in ("deadline_at", "cancel_requested_at")),
         words("error_class"),
         sa.Column("error_message", sa.Text()),
         sa.Column("progress", sa.Double()),
@@ -67,7 +80,11 @@ def tasks() -> None:
     index("analysis_tasks_parent", "analysis_tasks", ["parent_id"], "parent_id IS NOT NULL")
     index("analysis_tasks_pipeline", "analysis_tasks", ["pipeline_id"], "pipeline_id IS NOT NULL")
     index("analysis_tasks_finished", "analysis_tasks", ["completed_at"], "completed_at IS NOT NULL AND parent_id IS NULL")
+    index("analysis_tasks_run_key", "analysis_tasks", ["run_key"], "run_key IS NOT NULL", unique=True)
     index("analysis_tasks_created", "analysis_tasks", ["created_at"], "status = 'created'")
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute(WAKE_FUNCTION)
+        op.execute(WAKE_TRIGGER)
 
 
 def results_and_events() -> None:
@@ -218,5 +235,5 @@ def now(name: str) -> sa.Column:
     return sa.Column(name, UtcDateTime(), nullable=False, server_default=sa.func.current_timestamp())
 
 
-def index(name: str, table: str, columns: list[str], where: str) -> None:
-    op.create_index(name, table, columns, postgresql_where=sa.text(where), sqlite_where=sa.text(where))
+def index(name: str, table: str, columns: list[str], where: str, *, unique: bool = False) -> None:
+    op.create_index(name, table, columns, unique=unique, postgresql_where=sa.text(where), sqlite_where=sa.text(where))

@@ -1,0 +1,79 @@
+"""What happened to tasks, as rows.
+
+What belongs here: writing and reading `task_events`. What does not: what leads to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Insert, Text, bindparam, func, insert, select
+
+from ops_pipeline.analysis.tables import analysis_tasks, task_events
+from ops_pipeline.database.expressions import AnyOf
+from ops_pipeline.database.types import TextList, UtcDateTime
+
+CLAIMED, ENDED, POSTPONED, HANDED_BACK = "claimed", "ended", "postponed", "handed back"
+LOST, RETURNED, CANCEL, RETRY, PROGRESS = "lease lost", "returned", "cancel asked for", "retry", "progress"
+RELEASED, AGGREGATED, SUBMITTED, HELD = "released", "aggregated", "submitted", "held"
+
+
+def tell_tasks(
+    connection: Connection, kind: str, ids: Sequence[str], now: datetime, *, before: str, owner: str = ""
+) -> None:
+    """Write an event for each of some tasks, from what their rows say now: attempt, status and message.
+
+    Args:
+        connection: the transaction that changed the tasks.
+        kind: what happened.
+        ids: of the tasks.
+        now: the database's clock.
+        before: the status that they had.
+        owner: the worker that had them.
+    """
+    if ids:
+        values = {"kind": kind, "ids": list(ids), "now": now, "before": before, "owner": owner}
+        connection.execute(_TELL, values)
+
+
+def _tell() -> Insert:
+    tasks = analysis_tasks.c
+    given = {name: bindparam(name, type_=Text()) for name in ("kind", "before", "owner")}
+    told = {
+        "task_id": tasks.id,
+        "at": bindparam("now", type_=UtcDateTime()),
+        "kind": given["kind"],
+        "attempt": tasks.attempt,
+        "owner": given["owner"],
+        "before": given["before"],
+        "after": tasks.status,
+        "reason": func.coalesce(tasks.error_message, ""),
+    }
+    rows = select(*told.values()).where(AnyOf(tasks.id, bindparam("ids", type_=TextList())))
+    return insert(task_events).from_select(list(told), rows)
+
+
+# Made once: putting a statement together takes longer than running it.
+_TELL = _tell()
+
+
+def tell_progress(connection: Connection, owner: str, frames: Sequence[Mapping[str, Any]], now: datetime) -> None:
+    """Write progress frames of a worker's tasks.
+
+    Args:
+        connection: a transaction of `engine.writing`.
+        owner: the worker.
+        frames: each with `task_id`, `attempt`, `reason` (what to tell) and `data`.
+        now: the database's clock.
+    """
+    rows = [{"at": now, "kind": PROGRESS, "owner": owner, **frame} for frame in frames]
+    if rows:
+        connection.execute(insert(task_events), rows)
+
+
+def read_events(connection: Connection, task_id: str) -> list[Mapping[str, Any]]:
+    """Everything that happened to a task, oldest first."""
+    query = select(task_events).where(task_events.c.task_id == task_id).order_by(task_events.c.id)
+    return [dict(row) for row in connection.execute(query).mappings()]
