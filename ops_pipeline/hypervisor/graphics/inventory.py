@@ -1,0 +1,250 @@
+"""The inventory of GPUs: from what is known and what was found to the rows of `gpus`. Pure.
+
+What belongs here: states of GPUs, what vanished, what is held until it is released, and the plan of a host as a whole.
+What does not: rules about assignments (`comparing`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from ops_pipeline.hypervisor.graphics.addresses import from_node_name
+from ops_pipeline.hypervisor.graphics.comparing import Scene, conflicts_of, place_of, plan_assignments
+from ops_pipeline.hypervisor.graphics.facts import (
+    ASSIGNED,
+    AVAILABLE,
+    MISSING,
+    UNUSABLE,
+    Assignment,
+    Conflict,
+    GpuChange,
+    GraphicsPolicy,
+    HostGraphics,
+    HostPlan,
+    HostRecords,
+    Known,
+)
+from ops_pipeline.hypervisor.graphics.hostdevs import PCI
+from ops_pipeline.hypervisor.graphics.units import Gpu, is_other_card, kept_facts, obstacle
+from ops_pipeline.hypervisor.graphics.uses import CHILD, PARENT, holders_of
+
+ADD, UPDATE, REMOVE = "add", "update", "remove"
+_HELD = (
+    *("pci_class", "vendor", "model", "memory_bytes", "memory_source", "iommu_group", "iommu_members"),
+    *("functions", "numa_node", "parent_address", "boot_vga"),
+)
+"""What stays as it is while a GPU is assigned: whoever got it was promised that."""
+
+
+def plan_host(
+    records: HostRecords, found: HostGraphics, policy: GraphicsPolicy, now: datetime, *, accept_loss: bool = False
+) -> HostPlan:
+    """What follows from a look at one host.
+
+    Args:
+        records: what the database has about it.
+        found: what the look found.
+        policy: the bounds.
+        now: the database's time.
+        accept_loss: an operator says that it is right that no known GPU is there any more.
+    """
+    scene = _scene(records, found, policy, now)
+    present = {address for address, known in records.known.items() if known.state != MISSING}
+    if present and not accept_loss and present.isdisjoint({*scene.seen, *scene.moved}):
+        return HostPlan(records.host_id, scanned=len(scene.seen), refused=_refusal(scene, present))
+    changes, left = plan_assignments(scene)
+    conflicts, notes = conflicts_of(scene, left), _notes(found)
+    rows: list[GpuChange] = []
+    given = {place_of(assignment) for assignment in left}
+    for address in sorted({*records.known, *scene.seen}):
+        known, seen = records.known.get(address), scene.seen.get(address)
+        if seen is None and known is not None:
+            row = _missing(scene, known, taken=address in given)
+        elif seen is not None:
+            row, told, note = _present(scene, known, seen, left)
+            conflicts, notes = conflicts + told, notes + note
+        else:
+            row = None
+        rows += [row] if row is not None else []
+    return HostPlan(
+        host_id=records.host_id,
+        scanned=len({*records.known, *scene.seen}),
+        changes=tuple(rows),
+        assignments=tuple(changes),
+        assigned=len(records.assignments),
+        conflicts=tuple(conflicts),
+        notes=tuple(notes),
+    )
+
+
+def _scene(records: HostRecords, found: HostGraphics, policy: GraphicsPolicy, now: datetime) -> Scene:
+    seen = {gpu.address: gpu for gpu in found.gpus}
+    return Scene(
+        records=records,
+        found=found,
+        policy=policy,
+        now=now,
+        holders=holders_of(found.gpus, found.domains, {mdev.uuid: mdev.parent for mdev in found.mdevs}),
+        moved=moves(records.known, seen),
+        unsure=frozenset(from_node_name(name) for name, _ in found.unreadable_devices if name.startswith("pci")),
+        seen=seen,
+        listed=frozenset({*seen, *(device.address for device in found.devices)}),
+    )
+
+
+def _refusal(scene: Scene, lost: Collection[str]) -> str:
+    others = f"{len(scene.seen)} others are" if scene.seen else "no other is"
+    return (
+        f"none of the {len(lost)} known GPUs was found, and {others} there ({', '.join(sorted(lost)[:5])}): the look is"
+        " taken for a failed one, and nothing was changed. If they were really taken out, launch again with the host in"
+        " accept_loss of the run config."
+    )
+
+
+def _notes(found: HostGraphics) -> list[str]:
+    notes = [f"{name} was skipped: {why}" for name, why in found.unreadable_devices]
+    notes += [f"what {name} uses is not known: {why}" for name, why in found.unreadable_domains]
+    return [*notes, *found.problems]
+
+
+def moves(known: Mapping[str, Known], seen: Mapping[str, Gpu]) -> dict[str, str]:
+    """Where known GPUs are that are no longer at their address: by UUID or serial, if nobody else has the same.
+
+    Addresses change when cards are plugged in or firmware is updated.
+    """
+    before = _unique((address, one.gpu) for address, one in known.items() if not _is_at_home(one, seen))
+    after = _unique((address, _with_known(known.get(address), gpu)) for address, gpu in seen.items())
+    found: dict[str, str] = {}
+    for identity, address in before.items():
+        if after.get(identity, address) != address:
+            found.setdefault(address, after[identity])
+    return found
+
+
+def _is_at_home(known: Known, seen: Mapping[str, Gpu]) -> bool:
+    there = seen.get(known.gpu.address)
+    return there is not None and not is_other_card(known.gpu, there)
+
+
+def _with_known(known: Known | None, seen: Gpu) -> Gpu:
+    return seen if known is None or is_other_card(known.gpu, seen) else kept_facts(known.gpu, seen)
+
+
+def _unique(gpus: Iterable[tuple[str, Gpu]]) -> dict[tuple[str, str, str], str]:
+    """The address of each identity that only one GPU has: boards with several GPUs have one serial number."""
+    pairs = [(identity, address) for address, gpu in gpus for identity in gpu.identities]
+    times = Counter(identity for identity, _ in pairs)
+    return {
+        identity: address
+        for identity, address in sorted(pairs, key=lambda pair: pair[0][1] != "uuid")
+        if times[identity] == 1
+    }
+
+
+def _missing(scene: Scene, known: Known, *, taken: bool) -> GpuChange | None:
+    """A known GPU that was not found: missing at first, and forgotten when nobody counts on it for long enough."""
+    address = known.gpu.address
+    if {address, None} & scene.unsure:
+        return None
+    named = any(use.kind == PCI and use.target == address for domain in scene.found.domains for use in domain.uses)
+    free = not taken and not named and not scene.found.unreadable_domains
+    moved = scene.moved.get(address)
+    reason = f"now at {moved}" if moved else "not found on the host"
+    if free and moved:
+        return GpuChange(address, REMOVE, known, None, reason)
+    scans, enough = known.missing_scans, scene.policy.missing_scans
+    if scans < enough and scene.is_due(known.counted_at):
+        scans += 1
+    if free and scans >= enough and known.state == MISSING and scene.is_due(known.counted_at):
+        return GpuChange(address, REMOVE, known, None, f"not found in {enough} good scans, and nobody has it")
+    if (known.state, known.reason, known.missing_scans) == (MISSING, reason, scans):
+        return None
+    after = replace(known, state=MISSING, reason=reason, missing_scans=scans, counted_at=scene.now)
+    return GpuChange(address, MISSING, known, after, reason)
+
+
+def _present(
+    scene: Scene, known: Known | None, seen: Gpu, assignments: Sequence[Assignment]
+) -> tuple[GpuChange | None, list[Conflict], list[str]]:
+    """A GPU that was found: its row, a conflict when another card stands where an assigned one stood, and notes."""
+    address = seen.address
+    state, reason = state_of(scene, seen, assignments, known)
+    if known is None:
+        return GpuChange(address, ADD, None, Known(seen, state, reason), f"found: {state}"), [], []
+    held = state == ASSIGNED and known.state in {ASSIGNED, MISSING}
+    if is_other_card(known.gpu, seen):
+        if held:
+            where = scene.moved.get(address)
+            words = f"another card stands there ({seen.model or seen.model_id}) than the one that was given away"
+            text = f"{words}, which is now at {where}" if where else words
+            return None, [scene.conflict(address, text)], []
+        gpu, why = seen, f"another card: {seen.model or seen.model_id}"
+    else:
+        gpu, why = kept_facts(known.gpu, seen), ""
+    notes: list[str] = []
+    if held:
+        gpu, notes = _hold(known.gpu, gpu)
+    after = Known(gpu, state, reason)
+    if (known.gpu, known.state, known.reason, known.missing_scans) == (gpu, state, reason, 0):
+        return None, [], notes
+    action = UPDATE if known.state == state else state
+    return GpuChange(address, action, known, after, why or _why(known, after)), [], notes
+
+
+def _hold(known: Gpu, seen: Gpu) -> tuple[Gpu, list[str]]:
+    """Keep what was promised while a GPU is assigned; facts that were not known before may be added."""
+    kept = {
+        name: getattr(known, name)
+        for name in _HELD
+        if getattr(known, name) not in {None, "", ()} and getattr(known, name) != getattr(seen, name)
+    }
+    notes = [f"{known.address}: {name} was {value} and is {getattr(seen, name)}" for name, value in kept.items()]
+    return replace(seen, **kept), [f"{note}; kept until it is released" for note in notes]
+
+
+def _why(before: Known, after: Known) -> str:
+    if before.state != after.state:
+        return after.reason or f"no longer {before.state}"
+    if before.gpu == after.gpu:
+        return after.reason or "its reason changed"
+    names = [name for name in Gpu.__annotations__ if getattr(before.gpu, name) != getattr(after.gpu, name)]
+    return f"changed: {', '.join(names)}"
+
+
+def state_of(scene: Scene, gpu: Gpu, assignments: Sequence[Assignment], known: Known | None = None) -> tuple[str, str]:
+    """The state of a GPU that was found, and why: who has it, or what is in the way.
+
+    Args:
+        scene: its host.
+        gpu: the GPU.
+        assignments: of the host, as they are after the plan.
+        known: its row, which holds where a domain could not be read.
+    """
+    holders = scene.held_by(gpu.address)
+    names = {one.domain.name for one in holders if one.direct}
+    names |= {_named(scene, one) for one in assignments if place_of(one) == gpu.address}
+    if names:
+        return ASSIGNED, f"of {', '.join(sorted(names))}"
+    if holders:
+        one = min(holders, key=lambda holder: (holder.how, holder.use.target, holder.domain.name))
+        ways = {CHILD: "its virtual function", PARENT: "the GPU whose virtual function it is,"}
+        what = ways.get(one.how, f"what belongs to its unit (IOMMU group {gpu.iommu_group}),")
+        return UNUSABLE, f"{one.domain.name} has {what} {one.use.target}"
+    devices = {device.address: device for device in scene.found.devices}
+    why = obstacle(gpu, devices, allow_boot_vga=scene.policy.allow_boot_vga)
+    if why:
+        return UNUSABLE, why
+    if scene.found.unreadable_domains and (known is None or known.state != AVAILABLE):
+        # Whoever could not be read may have it.
+        if known is not None and known.state in {ASSIGNED, UNUSABLE}:
+            return known.state, known.reason
+        return UNUSABLE, f"what {scene.found.unreadable_domains[0][0]} uses could not be read"
+    return AVAILABLE, ""
+
+
+def _named(scene: Scene, assignment: Assignment) -> str:
+    machine = scene.records.machines.get(assignment.machine_id)
+    return machine.name if machine is not None and machine.name else assignment.machine_id
