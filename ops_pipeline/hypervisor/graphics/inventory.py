@@ -7,7 +7,7 @@ What does not: rules about assignments (`comparing`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -111,37 +111,34 @@ def _notes(found: HostGraphics) -> list[str]:
 
 
 def moves(known: Mapping[str, Known], seen: Mapping[str, Gpu]) -> dict[str, str]:
-    """Where known GPUs are that are no longer at their address: by UUID or serial, if nobody else has the same.
+    """Where known GPUs are that are no longer at their address: by UUID, or by a serial number that is theirs alone.
 
-    Addresses change when cards are plugged in or firmware is updated.
+    Addresses change when cards are plugged in or firmware is updated. Boards with several GPUs have one serial.
     """
-    before = _unique((address, one.gpu) for address, one in known.items() if not _is_at_home(one, seen))
-    after = _unique((address, _with_known(known.get(address), gpu)) for address, gpu in seen.items())
+    there = {address: _with_known(known.get(address), gpu) for address, gpu in seen.items()}
+    before = Counter(identity for one in known.values() for identity in one.gpu.identities)
+    after = Counter(identity for gpu in there.values() for identity in gpu.identities)
+    places = {identity: address for address, gpu in there.items() for identity in gpu.identities}
     found: dict[str, str] = {}
-    for identity, address in before.items():
-        if after.get(identity, address) != address:
-            found.setdefault(address, after[identity])
+    for address, one in known.items():
+        if address in seen and not is_other_card(one.gpu, seen[address]):
+            continue
+        # Sorted, UUIDs come last and have the last word.
+        for identity in sorted(one.gpu.identities):
+            place = places.get(identity, address)
+            # Once it was told as moved, both rows have its serial.
+            own = identity[1] == "uuid" or before[identity] == 1 or one.reason == _now_at(place)
+            if place != address and after[identity] == 1 and own:
+                found[address] = place
     return found
 
 
-def _is_at_home(known: Known, seen: Mapping[str, Gpu]) -> bool:
-    there = seen.get(known.gpu.address)
-    return there is not None and not is_other_card(known.gpu, there)
+def _now_at(address: str) -> str:
+    return f"now at {address}"
 
 
 def _with_known(known: Known | None, seen: Gpu) -> Gpu:
     return seen if known is None or is_other_card(known.gpu, seen) else kept_facts(known.gpu, seen)
-
-
-def _unique(gpus: Iterable[tuple[str, Gpu]]) -> dict[tuple[str, str, str], str]:
-    """The address of each identity that only one GPU has: boards with several GPUs have one serial number."""
-    pairs = [(identity, address) for address, gpu in gpus for identity in gpu.identities]
-    times = Counter(identity for identity, _ in pairs)
-    return {
-        identity: address
-        for identity, address in sorted(pairs, key=lambda pair: pair[0][1] != "uuid")
-        if times[identity] == 1
-    }
 
 
 def _missing(scene: Scene, known: Known, *, taken: bool) -> GpuChange | None:
@@ -152,7 +149,7 @@ def _missing(scene: Scene, known: Known, *, taken: bool) -> GpuChange | None:
     named = any(use.kind == PCI and use.target == address for domain in scene.found.domains for use in domain.uses)
     free = not taken and not named and not scene.found.unreadable_domains
     moved = scene.moved.get(address)
-    reason = f"now at {moved}" if moved else "not found on the host"
+    reason = _now_at(moved) if moved else "not found on the host"
     if free and moved:
         return GpuChange(address, REMOVE, known, None, reason)
     scans, enough = known.missing_scans, scene.policy.missing_scans
@@ -225,7 +222,7 @@ def state_of(scene: Scene, gpu: Gpu, assignments: Sequence[Assignment], known: K
     """
     holders = scene.held_by(gpu.address)
     names = {one.domain.name for one in holders if one.direct}
-    names |= {_named(scene, one) for one in assignments if place_of(one) == gpu.address}
+    names |= {_named(scene, one) for one in assignments if gpu.address in _places(scene, one)}
     if names:
         return ASSIGNED, f"of {', '.join(sorted(names))}"
     if holders:
@@ -243,6 +240,15 @@ def state_of(scene: Scene, gpu: Gpu, assignments: Sequence[Assignment], known: K
             return known.state, known.reason
         return UNUSABLE, f"what {scene.found.unreadable_domains[0][0]} uses could not be read"
     return AVAILABLE, ""
+
+
+def _places(scene: Scene, assignment: Assignment) -> set[str]:
+    """Where the GPU of an assignment is: one that was given away and moved is still somebody's."""
+    address = place_of(assignment)
+    known = scene.records.known.get(address)
+    if address in scene.moved and (address not in scene.seen or (known and known.state in {ASSIGNED, MISSING})):
+        return {address, scene.moved[address]}
+    return {address}
 
 
 def _named(scene: Scene, assignment: Assignment) -> str:

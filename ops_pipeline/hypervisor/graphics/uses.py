@@ -51,7 +51,7 @@ def holders_of(gpus: Iterable[Gpu], domains: Iterable[Domain], mdev_parents: Map
     """
     touched = _touched_by(gpus)
     found: dict[str, list[Holder]] = {}
-    for domain in domains:
+    for domain in sorted(domains, key=lambda one: (one.name, one.uuid)):
         for use in domain.uses:
             if use.kind == PCI:
                 relations = touched.get(use.target, {})
