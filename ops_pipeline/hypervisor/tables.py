@@ -70,29 +70,31 @@ gpus = Table(
     metadata,
     Column("host_id", Text, primary_key=True),
     Column("pci_address", Text, primary_key=True),
-    _text("vendor_id"),
-    _text("vendor"),
-    _text("model_id"),
-    _text("model"),
-    _text("class"),
+    _text("state"),
+    _text("reason"),
+    Column("state_since", UtcDateTime, nullable=False),
+    *(_text(name) for name in ("vendor_id", "vendor", "model_id", "model", "pci_class")),
     Column("memory_bytes", BigInteger),
+    _text("memory_source"),
     _text("driver"),
     Column("iommu_group", Integer),
     _json("iommu_members"),
+    _json("functions"),
     Column("numa_node", Integer),
     _text("serial"),
     _text("uuid"),
     _text("parent_address"),
     _json("children"),
-    Column("boot_vga", Boolean, nullable=False, server_default=text("false")),
-    _text("state"),
-    _text("reason"),
+    _json("profiles"),
+    Column("boot_vga", Boolean),
     Column("missing_scans", Integer, nullable=False, server_default="0"),
+    Column("counted_at", UtcDateTime),
     Column("first_seen_at", UtcDateTime, nullable=False),
-    Column("last_seen_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
 )
 """The GPUs of each host, by canonical PCI address (`dddd:bb:ss.f`, lower case). `state` is `available`, `assigned`,
-`missing` or `unusable` (with the reason)."""
+`missing` or `unusable`; `reason` says why, or who has it. What an assigned GPU was is kept until it is released.
+`updated_at` is the last change, not the last look: an unchanged row is not written."""
 
 gpu_assignments = Table(
     "gpu_assignments",
@@ -100,9 +102,13 @@ gpu_assignments = Table(
     Column("host_id", Text, primary_key=True),
     Column("pci_address", Text, primary_key=True),
     Column("machine_id", Text, primary_key=True),
+    Column("mdev_uuid", Text, primary_key=True, server_default=""),
     _now("created_at"),
+    Column("missing_scans", Integer, nullable=False, server_default="0"),
+    Column("counted_at", UtcDateTime),
 )
-"""Which machine the platform gave a GPU. Two machines on one GPU can be written, and are reported as a conflict."""
+"""Which machine the platform gave a GPU, or one mediated device of it. Two machines on one GPU can be written, and are
+reported as a conflict. `missing_scans` counts the good scans that found neither the GPU nor the machine active."""
 
 network_filters = Table(
     "network_filters",

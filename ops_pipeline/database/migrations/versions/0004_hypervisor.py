@@ -70,21 +70,30 @@ def graphics() -> None:
         "gpus",
         key("host_id"),
         key("pci_address"),
-        *(words(name) for name in ("vendor_id", "vendor", "model_id", "model", "class")),
+        *(words(name) for name in ("state", "reason")),
+        sa.Column("state_since", UtcDateTime(), nullable=False),
+        *(words(name) for name in ("vendor_id", "vendor", "model_id", "model", "pci_class")),
         sa.Column("memory_bytes", sa.BigInteger()),
-        words("driver"),
+        *(words(name) for name in ("memory_source", "driver")),
         sa.Column("iommu_group", sa.Integer()),
-        json("iommu_members"),
+        *(json(name) for name in ("iommu_members", "functions")),
         sa.Column("numa_node", sa.Integer()),
         *(words(name) for name in ("serial", "uuid", "parent_address")),
-        json("children"),
-        sa.Column("boot_vga", sa.Boolean(), nullable=False, server_default=sa.text("false")),
-        *(words(name) for name in ("state", "reason")),
+        *(json(name) for name in ("children", "profiles")),
+        sa.Column("boot_vga", sa.Boolean()),
         sa.Column("missing_scans", sa.Integer(), nullable=False, server_default="0"),
+        sa.Column("counted_at", UtcDateTime()),
         sa.Column("first_seen_at", UtcDateTime(), nullable=False),
-        sa.Column("last_seen_at", UtcDateTime(), nullable=False),
+        sa.Column("updated_at", UtcDateTime(), nullable=False),
     )
-    op.create_table("gpu_assignments", key("host_id"), key("pci_address"), key("machine_id"), now("created_at"))
+    op.create_table(
+        "gpu_assignments",
+        *(key(name) for name in ("host_id", "pci_address", "machine_id")),
+        sa.Column("mdev_uuid", sa.Text(), primary_key=True, server_default=""),
+        now("created_at"),
+        sa.Column("missing_scans", sa.Integer(), nullable=False, server_default="0"),
+        sa.Column("counted_at", UtcDateTime()),
+    )
 
 
 def filters() -> None:
