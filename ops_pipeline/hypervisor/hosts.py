@@ -43,10 +43,23 @@ class Host:
 
 @dataclass(frozen=True)
 class Seen:
-    """How a look at a host ended: its uptime if it answered, else the problem."""
+    """How a look at a host ended.
+
+    Attributes:
+        problem: why nothing is believed of it; empty when all is well.
+        uptime_seconds: its own, if it tells.
+        refused: it answered, and what it answered was not believed. When it was last seen, and its uptime then, are
+            kept, since they are what a restart shows by.
+    """
 
     problem: str = ""
     uptime_seconds: int | None = None
+    refused: bool = False
+
+    @property
+    def state(self) -> str:
+        """The state of the host."""
+        return UNREACHABLE if self.problem and not self.refused else UP
 
 
 def read_hosts(connection: Connection, local_uri: str) -> list[Host]:
@@ -85,7 +98,7 @@ def mark_hosts(
 
     Returns how many rows were written.
     """
-    due = [host for host in hosts if host.id in seen and _due(host, seen[host.id], now, refresh)]
+    due = hosts_due(hosts, seen, now, refresh)
     rows = [_row(host, seen[host.id], now) for host in due]
     # Only the row of LIBVIRT_URI is made here: a host that was deleted meanwhile must not come back without its URI.
     upsert(connection, hypervisor_hosts, [row for row in rows if row["id"] == LOCAL])
@@ -97,14 +110,19 @@ def mark_hosts(
     return len(rows)
 
 
+def hosts_due(hosts: Sequence[Host], seen: Mapping[str, Seen], now: datetime, refresh: timedelta) -> list[Host]:
+    """The hosts that `mark_hosts` would write."""
+    return [host for host in hosts if host.id in seen and _due(host, seen[host.id], now, refresh)]
+
+
 def _due(host: Host, seen: Seen, now: datetime, refresh: timedelta) -> bool:
-    if host.state != (UNREACHABLE if seen.problem else UP) or host.reason != seen.problem:
+    if host.state != seen.state or host.reason != seen.problem:
         return True
     return not seen.problem and (host.last_seen_at is None or now - host.last_seen_at >= refresh)
 
 
 def _row(host: Host, seen: Seen, now: datetime) -> dict[str, object]:
-    state = UNREACHABLE if seen.problem else UP
+    state = seen.state
     return {
         "id": host.id,
         "state": state,

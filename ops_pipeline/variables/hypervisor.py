@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import Literal
+
 from pydantic import BaseModel, Field
 
 from ops_pipeline.variables.types import CronText
@@ -16,3 +19,38 @@ class HypervisorVariables(BaseModel):
     vm_status_interval: CronText = Field(default="*/1 * * * *", description="When the status of machines is compared.")
     graphics_interval: CronText = Field(default="0 */6 * * *", description="When GPUs are looked for.")
     firewall_interval: CronText = Field(default="0 */1 * * *", description="When network filters are compared.")
+
+    hypervisor_deadline_seconds: int = Field(
+        default=20, ge=1, le=45, description="How long one host may take to answer, in seconds."
+    )
+    hypervisor_refresh_minutes: int = Field(
+        default=15, ge=1, le=1440, description="How old the time of an unchanged observation may become, in minutes."
+    )
+    vm_stopped_status: Literal["stopped", "off"] = Field(
+        default="stopped", description="The platform's word for a machine that its hypervisor shows to be down."
+    )
+    vm_missing_looks: int = Field(
+        default=3, ge=1, le=100, description="So many looks in a row must miss a domain before a machine is down."
+    )
+    vm_stuck_minutes: int = Field(
+        default=60, ge=1, le=43_200, description="The longest that a machine may be starting, moving and the like."
+    )
+    vm_lock_stuck_minutes: int = Field(
+        default=1440, ge=1, le=43_200, description="The longest that a backup, restore, snapshot or capture may take."
+    )
+    vm_max_down_share: float = Field(
+        default=0.5, ge=0, le=1, description="At most this share of a host's machines may go down in one look."
+    )
+    vm_max_down_minimum: int = Field(
+        default=10, ge=1, le=1_000_000, description="Below so many machines of a host that share is not applied."
+    )
+    vm_events_seconds: int = Field(
+        default=3,
+        ge=1,
+        le=300,
+        description="How often machines are looked at between the schedule's times, in seconds.",
+    )
+
+    def hypervisor_refresh(self) -> timedelta:
+        """How old the time of an unchanged observation may become."""
+        return timedelta(minutes=self.hypervisor_refresh_minutes)

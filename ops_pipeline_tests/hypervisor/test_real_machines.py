@@ -1,0 +1,205 @@
+"""Passes over a real libvirtd with QEMU guests; the database is looked at before and after."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+
+import libvirt
+import pytest
+from sqlalchemy import Engine, update
+
+from ops_pipeline.database.engine import writing
+from ops_pipeline.hypervisor.machines.plans import Limits
+from ops_pipeline.hypervisor.machines.sync import Applied
+from ops_pipeline.hypervisor.tables import hypervisor_hosts, machines
+from ops_pipeline_tests.hypervisor.libvirt_servers import LibvirtServer, guest_xml
+from ops_pipeline_tests.hypervisor.scenes import add_host, add_machines, kinds, passed, rows_of, scene, statuses
+
+pytestmark = pytest.mark.xdist_group("libvirtd")
+
+
+def observed(engine: Engine, name: str = "guest") -> tuple[str, str, str]:
+    row = rows_of(engine)[name]
+    return row["status"], row["observed_state"], row["observed_reason"]
+
+
+def test_a_guests_whole_life_is_followed(engine: Engine, libvirtd: LibvirtServer) -> None:
+    """Start, pause, resume, managed save, restore, shut-off, crash of its process, undefine."""
+    uuid = libvirtd.define("guest", start=False)
+    libvirtd.define("other")
+    add_machines(engine, {"id": "guest", "uuid": uuid, "status": "stopped"}, {"id": "other", "status": "running"})
+    where = scene(engine, libvirtd.uri)
+    found = []
+
+    def step() -> None:
+        passed(where)
+        found.append(observed(engine))
+        assert passed(where)[1] == Applied()
+
+    step()
+    with libvirtd.connection() as connection:
+        guest = connection.lookupByName("guest")
+        guest.create()
+        step()
+        guest.suspend()
+        step()
+        guest.resume()
+        step()
+        guest.managedSave()
+        step()
+        guest.create()
+        step()
+        guest.destroy()
+        step()
+        guest.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+        step()
+        guest.resume()
+        step()
+        libvirtd.run("sh", "-c", "kill -9 $(cat /run/libvirt/qemu/guest.pid)")
+        for _ in range(100):
+            if not guest.isActive():
+                break
+            time.sleep(0.05)
+        step()
+    assert found == [
+        ("stopped", "shutoff", ""),
+        ("running", "running", "booted"),
+        ("suspended", "paused", "user"),
+        ("running", "running", "unpaused"),
+        ("stopped", "shutoff", "saved"),
+        ("running", "running", "restored"),
+        ("stopped", "shutoff", "destroyed"),
+        ("suspended", "paused", "user"),
+        ("running", "running", "unpaused"),
+        ("stopped", "shutoff", "crashed"),
+    ]
+    assert kinds(passed(where)[0]) == [("alert", "guest")]
+    assert statuses(engine)["other"] == "running"
+
+
+def test_an_undefined_guest_is_missing_after_some_looks_and_one_made_anew_is_not_it(
+    engine: Engine, libvirtd: LibvirtServer
+) -> None:
+    uuid = libvirtd.define("guest")
+    libvirtd.define("other")
+    add_machines(engine, {"id": "guest", "uuid": uuid, "status": "running"}, {"id": "other", "status": "running"})
+    where = scene(engine, libvirtd.uri)
+    passed(where)
+    with libvirtd.connection() as connection:
+        guest = connection.lookupByName("guest")
+        guest.destroy()
+        guest.undefine()
+    found = []
+    for _ in range(3):
+        passed(where)
+        found.append(observed(engine)[:2])
+    assert found == [("running", "missing"), ("running", "missing"), ("stopped", "missing")]
+    libvirtd.define("guest")
+    before = rows_of(engine)["guest"]
+    made, _ = passed(where)
+    assert kinds(made) == [("conflict", "guest")]
+    assert rows_of(engine)["guest"] == before
+
+
+def test_a_transient_guest_that_a_user_switched_off_is_no_alert(engine: Engine, libvirtd: LibvirtServer) -> None:
+    libvirtd.define("other", start=False)
+    with libvirtd.connection() as connection:
+        guest = connection.createXML(guest_xml("guest"))
+        add_machines(engine, {"id": "guest", "uuid": guest.UUIDString(), "status": "starting"}, {"id": "other"})
+        where = scene(engine, libvirtd.uri)
+        passed(where)
+        assert observed(engine)[:2] == ("starting", "running")
+        guest.destroy()
+    with writing(engine) as connection:
+        connection.execute(update(machines).where(machines.c.id == "guest").values(status="off"))
+    for _ in range(4):
+        made, _ = passed(where)
+    assert (observed(engine)[:2], kinds(made)) == (("off", "missing"), [])
+
+
+def test_a_daemon_that_is_down_hangs_or_dies_changes_no_machine(engine: Engine, libvirtd: LibvirtServer) -> None:
+    """An error was read as an empty list, and every machine was written off."""
+    libvirtd.define("guest")
+    add_machines(engine, {"id": "guest", "status": "running"}, {"id": "off", "status": "off"})
+    where = scene(engine, libvirtd.uri, deadline=3)
+    passed(where)
+    before = rows_of(engine)
+    problems = []
+    with libvirtd.hung():
+        made, applied = passed(where)
+        problems.append(made.problems["local"])
+    libvirtd.signal(signal.SIGSTOP)
+    killer = threading.Timer(1, libvirtd.kill)
+    killer.start()
+    made, _ = passed(where)
+    killer.join()
+    problems.append(made.problems["local"])
+    made, applied = passed(where)
+    problems.append(made.problems["local"])
+    assert rows_of(engine) == before
+    assert (applied.changed, applied.observed, made.unasked) == (0, 0, 2)
+    assert rows_of(engine, hypervisor_hosts)["local"]["state"] == "unreachable"
+    libvirtd.start()
+    made, applied = passed(where)
+    assert (made.problems, statuses(engine)) == ({}, {"guest": "running", "off": "off"})
+    assert rows_of(engine, hypervisor_hosts)["local"]["state"] == "up"
+    assert "no answer within 3 s" in problems[0]
+    assert "nothing answers" in problems[2]
+
+
+def test_a_whole_host_that_goes_down_is_believed_only_when_it_was_started_again(
+    engine: Engine, libvirtd: LibvirtServer
+) -> None:
+    names = [f"guest{number}" for number in range(10)]
+    add_host(engine, "h", libvirtd.uri)
+    add_machines(engine, *({"id": name, "host_id": "h", "status": "running"} for name in names))
+    for name in names:
+        libvirtd.define(name, start=False)
+    where = scene(engine, "")
+    made, applied = passed(where)
+    assert (list(made.problems), applied.changed, set(statuses(engine).values())) == (["h"], 0, {"running"})
+    host = rows_of(engine, hypervisor_hosts)["h"]
+    assert (host["state"], host["last_seen_at"], host["uptime_seconds"]) == ("up", None, None)
+    assert "would go down in one look" in host["reason"]
+    # As if it had been seen a minute ago, after a year without a restart.
+    with writing(engine) as connection:
+        values = {"last_seen_at": rows_of(engine)["guest0"]["updated_at"], "uptime_seconds": 365 * 86_400}
+        connection.execute(update(hypervisor_hosts).values(values))
+    made, applied = passed(where)
+    assert (made.problems, applied.changed, set(statuses(engine).values())) == ({}, 10, {"stopped"})
+    uptime = rows_of(engine, hypervisor_hosts)["h"]["uptime_seconds"]
+    assert abs(uptime - float(Path("/proc/uptime").read_text().split()[0])) < max(60, uptime / 2)
+
+
+def test_the_operator_may_raise_the_limit(engine: Engine, libvirtd: LibvirtServer) -> None:
+    names = [f"guest{number}" for number in range(10)]
+    add_machines(engine, *({"id": name, "status": "running"} for name in names))
+    for name in names:
+        libvirtd.define(name, start=False)
+    _, applied = passed(scene(engine, libvirtd.uri, Limits(down_share=1)))
+    assert applied.changed == 10
+
+
+def test_a_guest_that_is_restarted_between_two_looks_is_simply_running(engine: Engine, libvirtd: LibvirtServer) -> None:
+    libvirtd.define("guest")
+    add_machines(engine, {"id": "guest", "status": "running"})
+    where = scene(engine, libvirtd.uri)
+    passed(where)
+    with libvirtd.connection() as connection:
+        guest = connection.lookupByName("guest")
+        guest.destroy()
+        guest.create()
+    assert passed(where)[1] == Applied()
+    assert observed(engine) == ("running", "running", "booted")
+
+
+def test_the_process_that_looks_may_not_change_anything(libvirtd: LibvirtServer) -> None:
+    """Its connection is read-only, so a mistake in it cannot harm a guest."""
+    libvirtd.define("guest")
+    connection = libvirt.openReadOnly(libvirtd.uri)
+    with pytest.raises(libvirt.libvirtError, match="read only"):
+        connection.lookupByName("guest").destroy()
+    connection.close()
