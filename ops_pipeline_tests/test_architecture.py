@@ -13,7 +13,7 @@ import ops_pipeline
 
 HOUSE = Path(ops_pipeline.__file__).parent
 MODULES = sorted(path.relative_to(HOUSE.parent) for path in HOUSE.rglob("*.py"))
-NOT_DOMAINS = {"database", "defs", "variables"}
+NOT_DOMAINS = {"archives", "database", "defs", "variables"}
 DOMAINS = sorted(path.parent.name for path in HOUSE.glob("*/__init__.py") if path.parent.name not in NOT_DOMAINS)
 LONGEST = 350
 READS_ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.getenvb", "pydantic_settings", "dagster.EnvVar"}

@@ -126,6 +126,7 @@ _HAS_PARENT, _HAS_PIPELINE = text("parent_id IS NOT NULL"), text("pipeline_id IS
 _FINISHED = text("completed_at IS NOT NULL AND parent_id IS NULL")
 HAS_RUN_KEY = text("run_key IS NOT NULL")
 _CREATED = text("status = 'created'")
+_UNSTAMPED = text("status IN ('completed', 'partial_success', 'failed', 'cancelled') AND completed_at IS NULL")
 
 
 def _index(name: str, *columns: Column[Any], where: Any) -> Index:
@@ -141,6 +142,7 @@ _index("analysis_tasks_pipeline", _task.pipeline_id, where=_HAS_PIPELINE)
 _index("analysis_tasks_finished", _task.completed_at, where=_FINISHED)
 Index("analysis_tasks_run_key", _task.run_key, unique=True, postgresql_where=HAS_RUN_KEY, sqlite_where=HAS_RUN_KEY)
 _index("analysis_tasks_created", _task.created_at, where=_CREATED)
+_index("analysis_tasks_unstamped", _task.id, where=_UNSTAMPED)
 
 analysis_results = Table(
     "analysis_results",

@@ -16,6 +16,7 @@ from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, fun
 from sqlalchemy.exc import ArgumentError
 
 from ops_pipeline.database.errors import explain, masked, unusable_url
+from ops_pipeline.database.rows import SQLITE_ROW_HASH, hash_on_sqlite
 from ops_pipeline.database.types import UtcDateTime
 
 BUSY_TIMEOUT_SECONDS = 30
@@ -128,6 +129,7 @@ def database_now(connection: Connection) -> datetime:
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     # SQLAlchemy's "begin" event starts transactions, so that they can be IMMEDIATE.
     connection.isolation_level = None
+    connection.create_function(SQLITE_ROW_HASH, -1, hash_on_sqlite, deterministic=True)
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000}")
     cursor.execute("PRAGMA foreign_keys = ON")

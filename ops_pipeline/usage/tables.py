@@ -181,6 +181,15 @@ usage_months = Table(
 )
 """Which months are rolled up: `revision` is the sum of the revisions of the days that were summed."""
 
+usage_watermarks = Table(
+    "usage_watermarks",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("hour", UtcDateTime, nullable=False),
+    Column("set_at", UtcDateTime, nullable=False),
+)
+"""Hours up to which something is true: `model_calls_pruned_before` is the hour before which raw calls were pruned."""
+
 model_statuses = Table(
     "model_statuses",
     metadata,

@@ -16,9 +16,13 @@ from dagster_postgres import DagsterPostgresStorage
 from sqlalchemy import Engine, inspect
 from sqlalchemy.exc import SQLAlchemyError
 
+from ops_pipeline.analysis.maintenance.tables import metadata as maintenance_metadata
 from ops_pipeline.analysis.pipelines.tables import metadata as analysis_metadata
+from ops_pipeline.analysis.tables import metadata as analysis_metadata
+from ops_pipeline.archives.tables import metadata as archives_metadata
 from ops_pipeline.database.engine import connect, reading, writing
 from ops_pipeline.database.errors import DatabaseProblem
+from ops_pipeline.database.leases import metadata as leases_metadata
 from ops_pipeline.database.migrate import VERSION_TABLE, migrate, newest_version, schema_version
 from ops_pipeline.hypervisor.tables import metadata as hypervisor_metadata
 from ops_pipeline.operations.tables import metadata as operations_metadata
@@ -33,6 +37,9 @@ ALL_METADATA = [
     services_metadata,
     hypervisor_metadata,
     analysis_metadata,
+    leases_metadata,
+    archives_metadata,
+    maintenance_metadata,
 ]
 MIGRATE = """
 import sys
