@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import compute, parquet
+from pyarrow import parquet
 from sqlalchemy import Engine, Table
 
 from ops_pipeline.archives.columns import insert_absent
@@ -65,8 +65,8 @@ def without(batch: pa.RecordBatch, key: str, left_out: Sequence[Any]) -> pa.Reco
     """The rows whose key is not among those left out."""
     if not left_out:
         return batch
-    values = pa.array(list(left_out), type=batch.schema.field(key).type)
-    return batch.filter(compute.invert(compute.is_in(batch.column(key), values)))
+    left = set(left_out)
+    return batch.filter(pa.array([value not in left for value in batch.column(key).to_pylist()], pa.bool_()))
 
 
 def batches(
@@ -78,8 +78,7 @@ def batches(
         ValueError: the file is damaged.
     """
     with reading_checked(store, manifest.folder, part.name, part.sha256) as file:
-        for batch in parquet.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=columns):
-            yield batch
+        yield from parquet.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=columns)
 
 
 def rows_of(store: Store, manifest: Manifest, table: Table, columns: Sequence[str]) -> list[tuple[Any, ...]]:

@@ -222,3 +222,5 @@ def _discard(store: Store, file: Any, path: str) -> None:
             store.files.rm_file(path)
         else:
             file.discard()
+            # Otherwise it would complain when it is collected.
+            file.closed = True

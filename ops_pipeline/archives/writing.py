@@ -5,12 +5,14 @@ What belongs here: the writer. What does not: which rows, and their deletion.
 
 from __future__ import annotations
 
+import gzip
 import tarfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -19,9 +21,10 @@ from sqlalchemy import Table
 
 from ops_pipeline.archives.columns import batch_of, schema_of
 from ops_pipeline.archives.manifest import Manifest, Part, folder_of, write_manifest
-from ops_pipeline.archives.store import Hashing, Store, Written, writing_file
+from ops_pipeline.archives.store import Store, Written, writing_file
 
 COMPRESSION = "zstd"
+COMPRESSION_LEVEL = 6
 
 
 @dataclass
@@ -54,8 +57,10 @@ class ArchiveWriter:
     def __enter__(self) -> ArchiveWriter:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._files.__exit__(*error)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.__exit__(kind, error, trace)
 
     def write(self, table: Table, rows: Sequence[Sequence[Any]]) -> None:
         """Write rows as `archived_columns` selects them.
@@ -93,8 +98,9 @@ class ArchiveWriter:
         name = "files.tar.gz"
         with (
             writing_file(self.store, folder_of(self.kind, self.id), name) as (file, written),
+            gzip.GzipFile(fileobj=file, mode="wb", compresslevel=COMPRESSION_LEVEL, mtime=0) as packed,
             # As a stream: an object store takes bytes in order.
-            tarfile.open(fileobj=_Stream(file), mode="w|gz", compresslevel=6) as tar,
+            tarfile.open(fileobj=packed, mode="w|") as tar,
         ):
             for label, path in folders.items():
                 tar.add(path, arcname=label)
@@ -113,15 +119,3 @@ def _part(written: list[Written], table: str, rows: int) -> Part:
     (one,) = written
     return Part(one.name, table, rows, one.bytes, one.sha256)
 
-
-@dataclass
-class _Stream:
-    """What tarfile writes to: it must not close the file itself."""
-
-    file: Hashing
-
-    def write(self, data: bytes) -> int:
-        return self.file.write(data)
-
-    def close(self) -> None:
-        """Leave closing to whoever opened it."""

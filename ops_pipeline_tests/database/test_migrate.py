@@ -18,7 +18,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ops_pipeline.analysis.maintenance.tables import metadata as maintenance_metadata
 from ops_pipeline.analysis.pipelines.tables import metadata as analysis_metadata
-from ops_pipeline.analysis.tables import metadata as analysis_metadata
 from ops_pipeline.archives.tables import metadata as archives_metadata
 from ops_pipeline.database.engine import connect, reading, writing
 from ops_pipeline.database.errors import DatabaseProblem
