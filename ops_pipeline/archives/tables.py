@@ -61,10 +61,11 @@ def move_within(connection: Connection, archive_id: str, before: str, after: str
     return connection.execute(moving).rowcount == 1
 
 
-def unfinished(engine: Engine, kind: str, location: str) -> list[tuple[str, str]]:
-    """Id and state of the archives of a kind that a dead run has left, the oldest first."""
+def unfinished(engine: Engine, kind: str) -> list[tuple[str, str, str]]:
+    """Id, location and state of the archives of a kind that a dead run has left, the oldest first."""
     table = archives.c
-    wanted = table.kind == kind, table.location == location, table.state.in_((WRITING, WRITTEN))
+    wanted = table.kind == kind, table.state.in_((WRITING, WRITTEN))
+    columns = table.id, table.location, table.state
     with reading(engine) as connection:
-        rows = connection.execute(select(table.id, table.state).where(*wanted).order_by(table.created_at, table.id))
-        return [(row.id, row.state) for row in rows]
+        rows = connection.execute(select(*columns).where(*wanted).order_by(table.created_at, table.id))
+        return [(row.id, row.location, row.state) for row in rows]

@@ -118,4 +118,3 @@ class ArchiveWriter:
 def _part(written: list[Written], table: str, rows: int) -> Part:
     (one,) = written
     return Part(one.name, table, rows, one.bytes, one.sha256)
-

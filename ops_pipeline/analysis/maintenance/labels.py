@@ -5,6 +5,7 @@ What belongs here: reading them. A label that cannot be understood keeps the row
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -39,3 +40,13 @@ def retention_of(labels: Any) -> timedelta | None:
     except (TypeError, ValueError):
         return timedelta.max
     return timedelta(days=days) if 0 <= days <= 36_500 else timedelta.max
+
+
+def json_or_text(text: str | None) -> Any:
+    """The value of a JSON column from its text; the text itself where another program wrote none of JSON."""
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

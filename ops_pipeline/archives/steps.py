@@ -1,0 +1,106 @@
+"""The steps by which rows go: archived, then deleted, so that whatever dies in between loses nothing.
+
+1. `begin`: the archive is told in the database, its files are written, the manifest last.
+2. `written`: from now on what it holds may be deleted. Whoever deletes compares each row with its archived hash.
+3. `done`: what was left in the database after all is named beside the manifest.
+
+A run that died is finished by the next one: before step 2 nothing was deleted, and the files go; after it the deletion
+goes on from the archive itself.
+
+What belongs here: these steps. What does not: which rows, and how they are deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Engine
+
+from ops_pipeline.archives import tables
+from ops_pipeline.archives.manifest import Manifest, folder_of, new_id, read_manifest, write_deleted
+from ops_pipeline.archives.store import Store, open_store, remove_folder
+from ops_pipeline.archives.writing import ArchiveWriter
+from ops_pipeline.database.engine import database_now, reading
+
+LeftOut = Mapping[str, Sequence[Any]]
+"""By table, the keys of archived rows that stay in the database."""
+
+
+def archive(
+    engine: Engine,
+    store: Store,
+    kind: str,
+    *,
+    run_id: str,
+    reason: str,
+    fill: Callable[[ArchiveWriter], Mapping[str, Any]],
+) -> Manifest:
+    """Write an archive.
+
+    Args:
+        engine: the operations database.
+        store: where it shall lie.
+        kind: of what.
+        run_id: of the run.
+        reason: why its rows go.
+        fill: writes the rows, and tells facts for the manifest.
+
+    Raises:
+        OSError: the store cannot be written; nothing is left of the archive.
+    """
+    with reading(engine) as connection:
+        now = database_now(connection)
+    archive_id = new_id(now)
+    tables.begin(engine, archive_id, kind, store.where, run_id)
+    try:
+        with ArchiveWriter(store, kind, archive_id) as writer:
+            facts = fill(writer)
+            manifest = writer.finish(now, reason, facts)
+    except Exception:
+        _give_up(engine, store, kind, archive_id)
+        raise
+    tables.move(engine, archive_id, tables.WRITING, tables.WRITTEN, sum(manifest.rows.values()))
+    return manifest
+
+
+def conclude(engine: Engine, store: Store, manifest: Manifest, left_out: LeftOut) -> None:
+    """Tell that what an archive holds is deleted, but for what was left in the database."""
+    write_deleted(store, manifest, {name: list(keys) for name, keys in left_out.items() if keys})
+    tables.move(engine, manifest.id, tables.WRITTEN, tables.DONE)
+
+
+def finish_others(
+    engine: Engine, kind: str, delete: Callable[[Store, Manifest], LeftOut], opened: Callable[[str], Store] = open_store
+) -> int:
+    """Finish what dead runs have left; only under the lease of the pass, since a live run looks the same.
+
+    Args:
+        engine: the operations database.
+        kind: of the archives.
+        delete: deletes what an archive holds, and tells what stays.
+        opened: opens the store of a location.
+
+    Returns:
+        How many archives were finished.
+    """
+    finished = 0
+    for archive_id, location, state in tables.unfinished(engine, kind):
+        store = opened(location)
+        manifest = read_manifest(store, kind, archive_id) if state == tables.WRITTEN else None
+        if state == tables.WRITTEN and manifest is None:
+            raise FileNotFoundError(
+                f"{store.where}: the archive {folder_of(kind, archive_id)}, whose rows are being deleted, has no"
+                " manifest any more. Restore it, or set its state to done in the table archives."
+            )
+        if manifest is None:
+            _give_up(engine, store, kind, archive_id)
+        else:
+            conclude(engine, store, manifest, delete(store, manifest))
+        finished += 1
+    return finished
+
+
+def _give_up(engine: Engine, store: Store, kind: str, archive_id: str) -> None:
+    remove_folder(store, folder_of(kind, archive_id))
+    tables.move(engine, archive_id, tables.WRITING, tables.GIVEN_UP)
