@@ -8,6 +8,7 @@ from dagster_shared.utils.warnings import BetaWarning
 
 from ops_pipeline.defs.analysis.build import analysis_defs
 from ops_pipeline.defs.checkpoints import checkpoints_defs
+from ops_pipeline.defs.housekeeping import housekeeping_defs
 from ops_pipeline.defs.hypervisor.build import hypervisor_defs
 from ops_pipeline.defs.resources import IN_MEMORY, OperationsDatabase
 from ops_pipeline.defs.services import services_defs
@@ -39,6 +40,7 @@ def build_defs(*, database: OperationsDatabase | None = None, **overrides: Any) 
             usage_defs(settings),
             checkpoints_defs(settings),
             services_defs(settings),
+            housekeeping_defs(settings),
             hypervisor_defs(settings),
             analysis_defs(settings),
         )

@@ -21,6 +21,7 @@ from ops_pipeline.variables.checkpoints import CheckpointVariables
 from ops_pipeline.variables.deployment import DeploymentVariables
 from ops_pipeline.variables.hypervisor import HypervisorVariables
 from ops_pipeline.variables.maintenance import MaintenanceVariables
+from ops_pipeline.variables.operations import OperationsVariables
 from ops_pipeline.variables.services import ServiceVariables
 from ops_pipeline.variables.usage import CALL_TYPES, DEFAULT_START, UsageVariables
 
@@ -42,6 +43,7 @@ class SettingsError(Exception):
 
 
 class Settings(
+    OperationsVariables,
     MaintenanceVariables,
     AnalysisVariables,
     HypervisorVariables,

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from ops_pipeline.database.types import parse_instant
 from ops_pipeline.settings import DEFAULT_START, Settings, SettingsError, load_settings
+from ops_pipeline.variables.operations import RUN_RETENTION_DAYS_BY_JOB
 
 SECRET = "geheim"
 DEFAULTS: dict[str, Any] = {
@@ -81,6 +82,10 @@ DEFAULTS: dict[str, Any] = {
     "ANALYSIS_RESULTS_DIR": None,
     "MAINTENANCE_AUTO_START": False,
     "MAINTENANCE_INTERVAL_SECONDS": 3600,
+    "PRUNE_DAGSTER_STORAGE_CRON_TIME": "30 4 * * *",
+    "RUN_RETENTION_DAYS": 30,
+    "RUN_RETENTION_DAYS_BY_JOB": RUN_RETENTION_DAYS_BY_JOB,
+    "PRUNE_DAGSTER_STORAGE_BUDGET_SECONDS": 600,
 }
 BOUNDS = {
     "MODEL_CALL_STATS_MAX_RANGE_HOURS": (1, 8784),
@@ -109,6 +114,7 @@ BOUNDS = {
     "PREFLIGHT_MAX_RETRIES": (0, 100),
     "TRANSIENT_FAILURE_MAX_RETRIES": (0, 100),
     "MAINTENANCE_INTERVAL_SECONDS": (60, 2_592_000),
+    "PRUNE_DAGSTER_STORAGE_BUDGET_SECONDS": (1, 86_400),
 }
 HOURS = ("MODEL_CALL_STATS_START", "MODEL_CALLS_PRUNED_BEFORE")
 

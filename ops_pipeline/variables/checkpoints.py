@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
-from ops_pipeline.variables.types import CronText, TextTuple, listed
+from ops_pipeline.variables.types import CronText, TextTuple, days_by_name
 
-
-def _days_by_thread(value: Any) -> Any:
-    """Read `user-42-*=7,vip-*=365`."""
-    if not isinstance(value, str):
-        return value
-    found: dict[str, float] = {}
-    for part in listed(value):
-        pattern, _, days = part.rpartition("=")
-        try:
-            found[pattern] = float(days)
-        except ValueError:
-            found[pattern] = 0
-        if not pattern or not 0 < found[pattern] <= 36_500:
-            raise ValueError(f"{part!r} gives no days for a pattern of threads; write for example user-42-*=7")
-    return found
+DaysByThread = Annotated[dict[str, float], NoDecode, BeforeValidator(days_by_name("user-42-*=7"))]
 
 
 class CheckpointVariables(BaseModel):
@@ -41,9 +27,9 @@ class CheckpointVariables(BaseModel):
     checkpoint_retention_days: float = Field(
         default=30, gt=0, le=36_500, description="Threads whose newest checkpoint is older go as a whole."
     )
-    checkpoint_retention_by_thread: Annotated[dict[str, float], NoDecode, BeforeValidator(_days_by_thread)] = Field(
-        default={}, description="Other retentions by pattern of thread ids, as in user-42-*=7,vip-*=365."
-    )
+    checkpoint_retention_by_thread: Annotated[
+        dict[str, float], NoDecode, BeforeValidator(days_by_name("user-42-*=7"))
+    ] = Field(default={}, description="Other retentions by pattern of thread ids, as in user-42-*=7,vip-*=365.")
     checkpoint_pinned_threads: TextTuple = Field(
         default=(), description="Threads that never go: ids or patterns, separated by commas."
     )

@@ -5,11 +5,14 @@ What belongs here: reading and validating one value.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from croniter import croniter
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_settings import NoDecode
+
+LONGEST_DAYS = 36_500
 
 
 def _cron(text: str) -> str:
@@ -32,3 +35,23 @@ def listed(value: Any) -> Any:
 
 CronText = Annotated[str, AfterValidator(_cron)]
 TextTuple = Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)]
+
+
+def days_by_name(example: str) -> Callable[[Any], Any]:
+    """A reader of `name=days,other=days`; `example` is what a person is told to write."""
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        found: dict[str, float] = {}
+        for part in listed(value):
+            name, _, days = part.rpartition("=")
+            try:
+                found[name] = float(days)
+            except ValueError:
+                found[name] = 0
+            if not name or not 0 < found[name] <= LONGEST_DAYS:
+                raise ValueError(f"{part!r} gives no days; write for example {example}")
+        return found
+
+    return read

@@ -97,6 +97,7 @@ def test_every_schedule_sensor_and_job_has_a_description_and_starts_switched_on_
         "cleanup_stale_model_calls_schedule",
         "cleanup_checkpoints_schedule",
         "check_running_services_schedule",
+        "prune_dagster_storage_schedule",
         *COSTS_MONEY,
     }
     for one in automations:
