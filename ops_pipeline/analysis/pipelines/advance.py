@@ -89,11 +89,14 @@ def advance_all(connection: Connection, pipeline_ids: Iterable[str | None], now:
             log.exception("The pipeline %s could not be advanced; advance_pipelines will try again.", pipeline_id)
 
 
-def take_back_all(connection: Connection, pipeline_ids: Iterable[str | None], now: datetime) -> None:
-    """Let the jobs of tasks that came back after they had failed count as running again, while their step runs."""
-    for pipeline_id in sorted({one for one in pipeline_ids if one}):
-        if store.lock(connection, pipeline_id):
-            store.take_back(connection, pipeline_id, now)
+def take_back_all(connection: Connection, pipeline_ids: Iterable[str | None], now: datetime) -> int:
+    """Let the jobs of tasks that came back after they had failed count as running again, while their step runs.
+
+    Returns:
+        How many there were.
+    """
+    wanted = sorted({one for one in pipeline_ids if one})
+    return sum(store.take_back(connection, one, now) for one in wanted if store.lock(connection, one))
 
 
 def advance(connection: Connection, pipeline_id: str, now: datetime) -> Advance:

@@ -90,10 +90,9 @@ pipeline_events = Table(
 )
 """What happened to pipelines: transitions, commands, and advances, which go once they were `told` to Dagster."""
 
-_UNTOLD = text("told = false")
 Index(
     "pipeline_events_untold",
     pipeline_events.c.id,
-    postgresql_where=_UNTOLD,
-    sqlite_where=_UNTOLD,
+    postgresql_where=text("told = false"),
+    sqlite_where=text("told = 0"),
 )

@@ -191,7 +191,13 @@ def pipelines() -> None:
         sa.Column("told", sa.Boolean(), nullable=False, server_default=sa.false()),
     )
     op.create_index("pipeline_events_pipeline", "pipeline_events", ["pipeline_id", "id"])
-    index("pipeline_events_untold", "pipeline_events", ["id"], "told = false")
+    op.create_index(
+        "pipeline_events_untold",
+        "pipeline_events",
+        ["id"],
+        postgresql_where=sa.text("told = false"),
+        sqlite_where=sa.text("told = 0"),
+    )
 
 
 def key(first: str, *numbers: str) -> list[sa.Column]:
