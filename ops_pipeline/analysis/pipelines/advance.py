@@ -38,6 +38,7 @@ from ops_pipeline.analysis.pipelines.rules import (
 )
 from ops_pipeline.analysis.pipelines.starting import prepare
 from ops_pipeline.analysis.pipelines.submitting import submit_jobs
+from ops_pipeline.analysis.submitting import SubmissionRefused
 from ops_pipeline.analysis.tables import FAILED, RUNNING
 from ops_pipeline.database.errors import DatabaseProblem
 
@@ -144,7 +145,7 @@ def _do(connection: Connection, pipeline: Pipeline, action: Action, now: datetim
                 stop(connection, pipeline, status, reason, now)
             case End(status, reason):
                 _end(connection, pipeline, status, reason, now)
-    except DefinitionRefused as refusal:
+    except (DefinitionRefused, SubmissionRefused) as refusal:
         # Of another program's INSERT, or changed under way: nothing can be done with it.
         stop(connection, pipeline, FAILED, f"its definition cannot be used: {refusal}", now)
     return 0

@@ -22,8 +22,8 @@ from ops_pipeline.analysis.tables import CANCELLED, RUNNING, TERMINAL, UNFINISHE
 from ops_pipeline.database.engine import database_now, reading, writing
 from ops_pipeline.database.retry import despite_conflicts
 
-CancelTasks = Callable[[Engine, list[str]], object]
-"""Cancels tasks by id, with their children; those that have ended stay as they are."""
+CancelTasks = Callable[[Engine, list[str], str], object]
+"""Cancels tasks by id, with their children, for a reason; those that have ended stay as they are."""
 
 Result = TypeVar("Result")
 
@@ -131,8 +131,9 @@ def cancel_unfinished(engine: Engine, pipeline_id: str, cancel_tasks: CancelTask
     with reading(engine) as connection:
         asked_before = tasks.cancel_requested_at.is_not(None)
         ids = list(connection.scalars(mine.where(~asked_before, tasks.parent_id.is_(None)).order_by(tasks.id)))
+        told = connection.scalar(select(pipelines.c.error_message).where(pipelines.c.id == pipeline_id))
     if ids:
-        cancel_tasks(engine, ids)
+        cancel_tasks(engine, ids, f"its pipeline is stopped: {told}")
     return len(ids)
 
 

@@ -6,6 +6,7 @@ what has become of them.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, StringConstraints, ValidationError, model_validator
 
+from ops_pipeline.analysis.tables import UNIFIED
 from ops_pipeline.strict_yaml import Problem, Strict, read_strictly
 
 LONGEST_DEADLINE_MINUTES = 60 * 24 * 31
@@ -82,6 +84,18 @@ class Step(Strict):
             raise ValueError("give either models and templates, or applications, or applications_of an earlier step")
         if len(self.models) * len(self.templates) + len(self.applications) > MOST_JOBS:
             raise ValueError(f"more than {MOST_JOBS} jobs: make several pipelines of it")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_told(self) -> Step:
+        if UNIFIED in self.services:
+            raise ValueError(f"{UNIFIED} is no service: name those that do it")
+        try:
+            told = json.dumps(self.options, allow_nan=False)
+        except ValueError:
+            raise ValueError("options hold a number that is none, which JSON cannot tell") from None
+        if "\\u0000" in told:
+            raise ValueError("options hold a NUL character, which no database keeps")
         return self
 
     @model_validator(mode="after")

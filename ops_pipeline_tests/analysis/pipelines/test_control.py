@@ -46,11 +46,11 @@ def held(engine: Engine) -> list[bool]:
     return [task["held_since"] is not None for task in rows(engine, analysis_tasks)]
 
 
-def end_as_cancelled(engine: Engine, ids: list[str]) -> None:
-    end(engine, ids, "cancelled")
+def end_as_cancelled(engine: Engine, ids: list[str], reason: str) -> None:
+    end(engine, ids, "cancelled", error_message=reason)
 
 
-def ask_only(engine: Engine, ids: list[str]) -> None:
+def ask_only(engine: Engine, ids: list[str], _: str) -> None:
     """Running tasks end later: their worker must notice."""
     for one in ids:
         execute(

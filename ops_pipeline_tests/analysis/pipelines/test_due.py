@@ -44,11 +44,11 @@ def reasons(engine: Engine) -> list[str]:
     return [change.reason for change in look(engine).changes]
 
 
-def end_as_cancelled(engine: Engine, ids: list[str]) -> None:
-    end(engine, ids, "cancelled")
+def end_as_cancelled(engine: Engine, ids: list[str], reason: str) -> None:
+    end(engine, ids, "cancelled", error_message=reason)
 
 
-def do_nothing(engine: Engine, ids: list[str]) -> None:
+def do_nothing(engine: Engine, ids: list[str], reason: str) -> None:
     """A command that died between the pipeline and its tasks."""
 
 

@@ -105,7 +105,7 @@ def test_a_command_that_comes_while_a_task_ends_waits_for_it(postgres_engine: En
     slow = Slow(engine, unfinished(engine, pipeline)[:1])
     assert slow.written.wait(30)
     with ThreadPoolExecutor(1) as pool:
-        command = pool.submit(cancel, engine, pipeline, lambda engine, ids: end(engine, ids, "cancelled"))
+        command = pool.submit(cancel, engine, pipeline, lambda engine, ids, _: end(engine, ids, "cancelled"))
         slow.commit()
         assert command.result(30) == 2
     assert status(engine, pipeline) == "cancelled"
