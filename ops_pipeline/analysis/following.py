@@ -16,7 +16,8 @@ from typing import Any
 from sqlalchemy import JSON, Connection, Text, cast, select, update
 
 from ops_pipeline.analysis.events import AGGREGATED, tell_tasks
-from ops_pipeline.analysis.states import aggregate
+from ops_pipeline.analysis.pipelines.advance import advance_all
+from ops_pipeline.analysis.states import CHILDREN, LONGEST_TEXT, aggregate
 from ops_pipeline.analysis.tables import CANCELLED, FAILED, RUNNING, UNFINISHED, UNIFIED, analysis_tasks
 from ops_pipeline.database.expressions import is_any_of
 from ops_pipeline.database.sent import json_text, sent_rows
@@ -33,13 +34,25 @@ class Ended:
     pipeline_id: str | None = None
 
 
-def follow(connection: Connection, ended: Sequence[Ended], now: datetime) -> list[Ended]:
+def follow(
+    connection: Connection, ended: Sequence[Ended], now: datetime, *, parents: Sequence[str] = ()
+) -> list[Ended]:
     """Do what follows from the end of tasks, in the transaction that ended them.
 
+    Args:
+        connection: that transaction.
+        ended: the tasks.
+        now: the database's clock.
+        parents: further parents that may end now, without any of these tasks.
+
     Returns:
-        The parents that ended with them.
+        The parents that ended.
     """
-    return aggregate_parents(connection, [task.parent_id for task in ended if task.parent_id], now)
+    awaiting = sorted({task.parent_id for task in ended if task.parent_id} | set(parents))
+    ended_parents = aggregate_parents(connection, awaiting, now)
+    whole = [task for task in (*ended, *ended_parents) if task.parent_id is None]
+    advance_all(connection, {task.pipeline_id for task in whole}, now)
+    return ended_parents
 
 
 def aggregate_parents(connection: Connection, parents: Sequence[str], now: datetime) -> list[Ended]:
@@ -47,10 +60,11 @@ def aggregate_parents(connection: Connection, parents: Sequence[str], now: datet
 
     A sibling that ends at the same time waits here for the lock of the parent, and looks at the children only then.
     """
-    wanted = select(tasks.id, tasks.cancel_requested_at.is_not(None).label("cancelled"))
     unfinished = tasks.status.in_(UNFINISHED), tasks.service == UNIFIED
-    wanted = wanted.where(is_any_of(tasks.id, sorted(set(parents))), *unfinished).order_by(tasks.id).with_for_update()
-    locked = connection.execute(wanted).all() if parents else []
+    wanted = select(tasks.id, tasks.cancel_requested_at, tasks.error_message).where(
+        is_any_of(tasks.id, list(parents)), *unfinished
+    )
+    locked = connection.execute(wanted.order_by(tasks.id).with_for_update()).all() if parents else []
     if not locked:
         return []
     children = _children(connection, [row.id for row in locked])
@@ -93,14 +107,14 @@ def _ending(parent: Any, children: Sequence[Any]) -> dict[str, Any] | None:
     status = aggregate([child.status for child in children])
     if status is None:
         return None
-    if parent.cancelled and any(child.status == CANCELLED for child in children):
-        status = CANCELLED
-    troubles = [f"{child.service}: {child.error_message}" for child in children if child.error_message]
+    troubles = "; ".join(f"{child.service}: {child.error_message}" for child in children if child.error_message)
+    if parent.cancel_requested_at is not None and any(child.status == CANCELLED for child in children):
+        status, troubles = CANCELLED, parent.error_message or troubles
     return {
         "id": parent.id,
         "status": status,
-        "error_class": status if status == CANCELLED else "children" if status == FAILED else "",
-        "error_message": "; ".join(troubles)[:4000] or None,
+        "error_class": {CANCELLED: CANCELLED, FAILED: CHILDREN}.get(status, ""),
+        "error_message": troubles[:LONGEST_TEXT] or None,
         "result_summary": summary_of(status, children),
     }
 

@@ -10,6 +10,7 @@ A task is `pending` until a worker claims it, `running` under a lease, then ends
 - `timeout`: the attempt took longer than it may.
 - `lost_lease`: its workers died again and again.
 - `cancelled`: by an operator or by what it belongs to.
+- `children`: a parent none of whose children succeeded.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from ops_pipeline.analysis.tables import (
 )
 
 PERMANENT, TRANSIENT, TIMEOUT, LOST_LEASE = "permanent", "transient", "timeout", "lost_lease"
+CHILDREN = "children"
 UNAVAILABLE, HANDED_BACK = "unavailable", "handed_back"
 """Outcomes of an attempt that do not end the task."""
 LONGEST_TASK = timedelta(days=7)
