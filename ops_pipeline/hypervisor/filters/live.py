@@ -1,0 +1,151 @@
+"""Filters as libvirt has them: what a look at one host finds, and what changes them there.
+
+What belongs here: calls to libvirt over a connection that somebody else opened, and plain data out of them. They
+are made in a process that is killed when the host hangs, so that each changes one filter wholly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import libvirt
+
+from ops_pipeline.hypervisor.filters.facts import (
+    DONE,
+    FAILED,
+    SKIPPED,
+    FilterLook,
+    Guest,
+    LiveFilter,
+    Order,
+    Step,
+    interfaces_of,
+    uses,
+)
+
+NOT_SUPPORTED = frozenset({libvirt.VIR_ERR_NO_SUPPORT})
+GONE = frozenset({libvirt.VIR_ERR_NO_NWFILTER, libvirt.VIR_ERR_NO_NWFILTER_BINDING, libvirt.VIR_ERR_NO_DOMAIN})
+
+
+def look_at_filters(connection: Any) -> FilterLook:
+    """Read every filter, binding and domain of a host."""
+    try:
+        found = connection.listAllNWFilters()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in NOT_SUPPORTED:
+            return FilterLook(supported=False)
+        raise
+    filters = {}
+    for one in found:
+        xml = _unless_gone(one.XMLDesc)
+        if xml is not None:
+            filters[one.name()] = LiveFilter(one.name(), one.UUIDString(), xml)
+    guests, unread = _guests(connection)
+    return FilterLook(filters=filters, guests=guests, bindings=_bindings(connection), unread=unread)
+
+
+def _unless_gone(read: Any, *arguments: Any) -> Any:
+    """What a call returns; None when somebody removed the object since it was listed."""
+    try:
+        return read(*arguments)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in GONE:
+            return None
+        raise
+
+
+def _bindings(connection: Any) -> dict[str, str]:
+    try:
+        found = connection.listAllNWFilterBindings()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in NOT_SUPPORTED:
+            return {}
+        raise
+    return {one.portDev(): one.filterName() for one in found}
+
+
+def _guests(connection: Any) -> tuple[tuple[Guest, ...], tuple[str, ...]]:
+    guests: list[Guest] = []
+    unread: list[str] = []
+    for domain in connection.listAllDomains():
+        try:
+            guest = _unless_gone(_guest, domain)
+        except libvirt.libvirtError as error:
+            unread.append(f"{domain.name()} ({error})")
+        else:
+            guests += [guest] if guest is not None else []
+    return tuple(guests), tuple(unread)
+
+
+def _guest(domain: Any) -> Guest:
+    running = bool(domain.isActive())
+    interfaces = interfaces_of(domain.XMLDesc(0))
+    planned = interfaces
+    if running and domain.isPersistent():
+        planned = interfaces_of(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    return Guest(domain.name(), domain.UUIDString(), running, interfaces, planned)
+
+
+def define_filters(connection: Any, orders: Sequence[Order]) -> Iterator[Step]:
+    """Define filters, one after the other; whatever fails leaves the filter as it was, and the others are done.
+
+    A definition under the same name and UUID replaces the rules of running machines in one step: libvirt loads the new
+    ones and goes back to the old ones if that fails. Nothing is ever undefined for it.
+    """
+    done: set[str] = set()
+    for order in orders:
+        try:
+            step = _define(connection, order, done)
+        except libvirt.libvirtError as error:
+            step = Step(order.name, FAILED, str(error))
+        if step.what == DONE:
+            done.add(order.name)
+        yield step
+
+
+def _define(connection: Any, order: Order, done: Container[str]) -> Step:
+    missing = [name for name in order.includes if name not in done and _current(connection, name) is None]
+    if missing:
+        return Step(order.name, FAILED, f"it includes {missing[0]}, which is not there")
+    if (_current(connection, order.name) or "") != order.planned_from:
+        return Step(order.name, SKIPPED, "somebody changed it since it was looked at; the next run looks again")
+    connection.nwfilterDefineXML(order.xml)
+    return Step(order.name, DONE)
+
+
+def _current(connection: Any, name: str) -> str | None:
+    try:
+        return connection.nwfilterLookupByName(name).XMLDesc()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in GONE:
+            return None
+        raise
+
+
+def remove_filters(connection: Any, uuids: Mapping[str, str]) -> Iterator[Step]:
+    """Undefine filters by name, in order, unless something has come to use one or it has become another one.
+
+    libvirt itself refuses only what a running domain uses: what a domain that is off uses, and what another filter
+    includes, is looked up right before.
+    """
+    look = look_at_filters(connection)
+    for name, uuid in uuids.items():
+        try:
+            step = _remove(connection, name, uuid, look)
+        except libvirt.libvirtError as error:
+            step = Step(name, FAILED, str(error))
+        if step.what == DONE:
+            look = replace(look, filters={other: one for other, one in look.filters.items() if other != name})
+        yield step
+
+
+def _remove(connection: Any, name: str, uuid: str, look: FilterLook) -> Step:
+    live, used = look.filters.get(name), uses(look).get(name)
+    if live is None or live.uuid != uuid:
+        return Step(name, SKIPPED, "it is gone, or another one has its name")
+    if look.unread or used:
+        return Step(name, SKIPPED, used or f"{look.unread[0]} could not be read")
+    connection.nwfilterLookupByUUIDString(uuid).undefine()
+    return Step(name, DONE)
