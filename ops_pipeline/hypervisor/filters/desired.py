@@ -90,12 +90,15 @@ def _filter(row: Row, rules: Sequence[Row], references: Sequence[Row], names: Ma
         raise Refused(
             f"{chain!r} is no chain; they are root, or mac, stp, vlan, arp, rarp, ipv4, ipv6 and such with -x"
         )
-    given = row["priority"]
+    default, given = default_priority(chain), row["priority"]
+    if given == 0 and default:
+        # Its own files leave zero out, which it then reads as the default.
+        raise Refused(f"libvirt forgets the priority 0 of chain {chain} when it starts again; write 1 or -1")
     return Filter(
         name=name,
         uuid=_uuid(row["uuid"]),
         chain=chain,
-        priority=default_priority(chain) if given is None else bounded(given),
+        priority=default if given is None else bounded(given),
         references=tuple(sorted((_reference(one, names) for one in references), key=lambda one: one.filter)),
         rules=rules_of(rules),
     )

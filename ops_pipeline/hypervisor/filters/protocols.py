@@ -2,8 +2,8 @@
 
 What belongs here: what libvirt 9 really takes. It drops unknown attributes without a word, so that a rule is wider than
 it was meant to be: whatever does not stand here is refused. Not here, and refused, are `ipset` (libvirt loses it when
-its flags are given) and `dstipto` over IPv6 (libvirt reads it as an IPv4 address). Source: libvirt's format of filters, and
-what a libvirtd made of each.
+its flags are given) and `dstipto` over IPv6 (libvirt reads it as an IPv4 address). Source: libvirt's format
+of filters, and what a libvirtd made of each.
 """
 
 from __future__ import annotations
