@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, insert
+from sqlalchemy import Engine, insert, select
 
-from ops_pipeline.database.engine import database_now, writing
+from ops_pipeline.database.engine import database_now, reading, writing
 from ops_pipeline.operations.tables import job_outcomes
 from ops_pipeline.reconcile import Outcome
 
@@ -34,3 +34,11 @@ def record_outcome(
             "details": {"reasons": dict(outcome.reasons), **details},
         }
         connection.execute(insert(job_outcomes), [row])
+
+
+def last_outcome(engine: Engine, job: str) -> Mapping[str, Any] | None:
+    """The status and details of a job's last run; None when it has never run."""
+    newest_first = (job_outcomes.c.finished_at.desc(), job_outcomes.c.id.desc())
+    with reading(engine) as connection:
+        statement = select(job_outcomes.c.status, job_outcomes.c.details).where(job_outcomes.c.job == job)
+        return connection.execute(statement.order_by(*newest_first).limit(1)).mappings().first()

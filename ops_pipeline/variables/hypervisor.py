@@ -19,6 +19,23 @@ class HypervisorVariables(BaseModel):
     vm_status_interval: CronText = Field(default="*/1 * * * *", description="When the status of machines is compared.")
     graphics_interval: CronText = Field(default="0 */6 * * *", description="When GPUs are looked for.")
     firewall_interval: CronText = Field(default="0 */1 * * *", description="When network filters are compared.")
+    network_filter_prefix: str = Field(
+        default="ibay-",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{1,40}$",
+        description="What the names of this platform's filters begin with; no other filter is ever touched.",
+    )
+    network_filter_orphan_hours: float = Field(
+        default=24, ge=0, le=8784, description="How long a filter must have been an orphan before it is removed."
+    )
+    network_filter_max_removals: int = Field(
+        default=50, ge=0, le=100_000, description="So many orphans of one host may be removed by one run."
+    )
+    network_filter_max_removal_share: float = Field(
+        default=0.5, ge=0, le=1, description="And at most this share of a host's own filters, from ten of them on."
+    )
+    network_filter_apply_seconds: int = Field(
+        default=300, ge=1, le=3600, description="How long the changes of one host may take before it is given up."
+    )
 
     hypervisor_deadline_seconds: int = Field(
         default=20, ge=1, le=45, description="How long one host may take to answer, in seconds."

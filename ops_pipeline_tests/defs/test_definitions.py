@@ -73,11 +73,11 @@ def test_every_asset_tells_the_operator_what_it_is(definitions: Definitions) -> 
         "model_statuses",
         "langgraph_checkpoints",
         "host_services",
+        "network_filters",
     }
+    groups = {"usage", "checkpoints", "services", "hypervisor"}
     for spec in specs:
-        assert (
-            spec.description and spec.group_name in {"usage", "checkpoints", "services"} and spec.owners and spec.kinds
-        ), spec.key
+        assert spec.description and spec.group_name in groups and spec.owners and spec.kinds, spec.key
 
 
 COSTS_MONEY = {"check_model_status_schedule", "failing_models_sensor"}
@@ -97,6 +97,7 @@ def test_every_schedule_sensor_and_job_has_a_description_and_starts_switched_on_
         "cleanup_stale_model_calls_schedule",
         "cleanup_checkpoints_schedule",
         "check_running_services_schedule",
+        "flush_firewall_schedule",
         "prune_dagster_storage_schedule",
         *COSTS_MONEY,
     }
@@ -118,5 +119,8 @@ def test_every_check_has_a_description(definitions: Definitions) -> None:
         "calls_come_to_an_end",
         "models_answer",
         "services_are_well",
+        "filters_match_the_database",
+        "machines_carry_their_filters",
+        "ipv6_is_no_wider_open",
     }
     assert all(spec.description for spec in specs)

@@ -14,14 +14,12 @@ from typing import Any
 from uuid import UUID
 
 from ops_pipeline.hypervisor.filters.model import (
-    LEAST_PRIORITY,
-    MOST_PRIORITY,
     Filter,
     Reference,
     Values,
     default_priority,
 )
-from ops_pipeline.hypervisor.filters.rules import Refused, rules_of
+from ops_pipeline.hypervisor.filters.rules import Refused, bounded, from_json, rules_of
 
 Row = Mapping[str, Any]
 
@@ -52,16 +50,23 @@ class Desired:
         return frozenset(self.labels)
 
 
-def desired_of(filters: Iterable[Row], rules: Iterable[Row], references: Iterable[Row], prefix: str) -> Desired:
+def desired_of(
+    filters: Iterable[Row], rules: Iterable[tuple[Any, ...]], references: Iterable[Row], prefix: str
+) -> Desired:
     """Make filters of rows; their order does not matter.
 
     Args:
         filters: rows of `network_filters`.
-        rules: rows of `network_filter_rules`.
-        references: rows of `network_filter_references`.
+        rules: of `network_filter_rules` the id, the filter's id, and the `FIELDS` of rules.
+        references: rows of `network_filter_references`; `parameters` as the text of its JSON.
         prefix: what the names of all filters begin with that this deployment may touch.
     """
-    rules_by, references_by = _grouped(rules, "filter_id"), _grouped(references, "source_filter_id")
+    rules_by: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
+    references_by: dict[str, list[Row]] = defaultdict(list)
+    for rule in rules:
+        rules_by[rule[1]].append(rule)
+    for reference in references:
+        references_by[reference["source_filter_id"]].append(reference)
     rows = sorted(filters, key=lambda row: row["internal_name"])
     names = {row["id"]: row["internal_name"] for row in rows}
     made: dict[str, Filter] = {}
@@ -75,14 +80,9 @@ def desired_of(filters: Iterable[Row], rules: Iterable[Row], references: Iterabl
     return Desired(made, refused, {row["internal_name"]: row["name"] for row in rows})
 
 
-def _grouped(rows: Iterable[Row], column: str) -> dict[str, list[Row]]:
-    grouped: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        grouped[row[column]].append(row)
-    return grouped
-
-
-def _filter(row: Row, rules: Sequence[Row], references: Sequence[Row], names: Mapping[str, str], prefix: str) -> Filter:
+def _filter(
+    row: Row, rules: Sequence[tuple[Any, ...]], references: Sequence[Row], names: Mapping[str, str], prefix: str
+) -> Filter:
     name, chain = row["internal_name"], row["chain"]
     if not name.startswith(prefix) or not _NAME.fullmatch(name):
         raise Refused(f"its internal_name must begin with {prefix!r} (NETWORK_FILTER_PREFIX) and have no odd letters")
@@ -111,21 +111,12 @@ def _uuid(text: str) -> str:
         raise Refused(f"{text!r} is no UUID") from None
 
 
-def bounded(value: Any) -> int:
-    """A priority.
-
-    Raises:
-        Refused: libvirt would take another one.
-    """
-    if not isinstance(value, int) or not LEAST_PRIORITY <= value <= MOST_PRIORITY:
-        raise Refused(f"the priority {value!r} is no number from {LEAST_PRIORITY} to {MOST_PRIORITY}")
-    return value
-
-
 def _reference(row: Row, names: Mapping[str, str]) -> Reference:
     target = row["target_filter_id"]
     # A name that no filter has: whoever orders them finds the reference dangling, and says so.
-    return Reference(names.get(target, f"(no filter with id {target})"), parameters_of(row["parameters"]))
+    return Reference(
+        names.get(target, f"(no filter with id {target})"), parameters_of(from_json(row["parameters"], {}))
+    )
 
 
 def parameters_of(given: Any) -> Values:

@@ -122,7 +122,7 @@ def uses(look: FilterLook) -> dict[str, str]:
     for guest in look.guests:
         for interface in (*guest.interfaces, *guest.planned):
             if interface.filter:
-                state = "" if guest.running else ", which is off"
+                state = "" if guest.running else ", which is off,"
                 found.setdefault(interface.filter, f"an interface of {guest.name}{state} names it")
     for one in look.filters.values():
         for name in included(one.xml):

@@ -29,7 +29,7 @@ NOT_SUPPORTED = frozenset({libvirt.VIR_ERR_NO_SUPPORT})
 GONE = frozenset({libvirt.VIR_ERR_NO_NWFILTER, libvirt.VIR_ERR_NO_NWFILTER_BINDING, libvirt.VIR_ERR_NO_DOMAIN})
 
 
-def look_at_filters(connection: Any) -> FilterLook:
+def look_at_filters(connection: Any, _argument: object = None) -> FilterLook:
     """Read every filter, binding and domain of a host."""
     try:
         found = connection.listAllNWFilters()
@@ -99,7 +99,7 @@ def define_filters(connection: Any, orders: Sequence[Order]) -> Iterator[Step]:
         try:
             step = _define(connection, order, done)
         except libvirt.libvirtError as error:
-            step = Step(order.name, FAILED, str(error))
+            step = _failed(connection, order.name, error)
         if step.what == DONE:
             done.add(order.name)
         yield step
@@ -124,6 +124,13 @@ def _current(connection: Any, name: str) -> str | None:
         raise
 
 
+def _failed(connection: Any, name: str, error: libvirt.libvirtError) -> Step:
+    """The step that failed; when the daemon is gone, so are all the others, which is told once for the host."""
+    if not connection.isAlive():
+        raise error
+    return Step(name, FAILED, str(error))
+
+
 def remove_filters(connection: Any, uuids: Mapping[str, str]) -> Iterator[Step]:
     """Undefine filters by name, in order, unless something has come to use one or it has become another one.
 
@@ -135,7 +142,7 @@ def remove_filters(connection: Any, uuids: Mapping[str, str]) -> Iterator[Step]:
         try:
             step = _remove(connection, name, uuid, look)
         except libvirt.libvirtError as error:
-            step = Step(name, FAILED, str(error))
+            step = _failed(connection, name, error)
         if step.what == DONE:
             look = replace(look, filters={other: one for other, one in look.filters.items() if other != name})
         yield step

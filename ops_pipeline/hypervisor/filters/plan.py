@@ -51,7 +51,7 @@ class HostPlan:
         failed: why a filter cannot be defined, by name.
         objection: why the removals are refused altogether; None when they may be done.
         ours: how many filters of ours the host has.
-        wanted: how many it is to have.
+        wanted: how many it is to have, as far as they can be defined.
     """
 
     orders: tuple[Order, ...] = ()
@@ -123,7 +123,7 @@ def plan_host(
         failed=failed,
         objection=objection,
         ours=len(ours),
-        wanted=len(desired.names),
+        wanted=len(desired.filters),
     )
 
 

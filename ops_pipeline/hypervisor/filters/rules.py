@@ -5,7 +5,9 @@ What belongs here: the meaning of the columns of `network_filter_rules`, and whi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from ops_pipeline.hypervisor.filters.model import ACTIONS, DIRECTIONS, LEAST_PRIORITY, MOST_PRIORITY, Rule
@@ -42,6 +44,12 @@ COLUMNS = {
     "comment": "comment",
 }
 """The attribute that each column sets."""
+FIELDS = (
+    *("action", "direction", "priority", "protocol", "ip_version", "state", "state_match", "attributes"),
+    *COLUMNS,
+    *("src_ip_end", "dst_ip_end"),
+)
+"""The columns that a rule is made of; `state` and `attributes` as the text of their JSON."""
 IN_ARP = {
     "srcipaddr": "arpsrcipaddr",
     "srcipmask": "arpsrcipmask",
@@ -54,37 +62,73 @@ class Refused(Exception):
     """A filter or rule that cannot be defined as it is meant."""
 
 
-def rules_of(rows: Iterable[Row]) -> tuple[Rule, ...]:
+def rules_of(rows: Iterable[tuple[Any, ...]]) -> tuple[Rule, ...]:
     """The rules of one filter, sorted by priority and, where that is the same, by the rows' ids.
+
+    Args:
+        rows: the id of each rule, that of its filter, and its `FIELDS`.
 
     Raises:
         Refused: naming the rule.
     """
-    found: list[tuple[int, str, list[Rule]]] = []
-    for row in rows:
+    found: list[tuple[int, str, tuple[Rule, ...]]] = []
+    for id_, _, *fields in rows:
         try:
-            made = _rules(row)
+            made = rules_for(tuple(fields))
         except (Refused, ValueRefused) as error:
-            raise Refused(f"rule {row['id']} ({row['action']} {row['direction']} {row['protocol']}): {error}") from None
-        found.append((made[0].priority, str(row["id"]), made))
+            row = dict(zip(FIELDS, fields, strict=True))
+            raise Refused(f"rule {id_} ({row['action']} {row['direction']} {row['protocol']}): {error}") from None
+        found.append((made[0].priority, str(id_), made))
     found.sort(key=lambda entry: entry[:2])
     return tuple(rule for _, _, made in found for rule in made)
 
 
-def _rules(row: Row) -> list[Rule]:
-    """What one row stands for: a rule, or one for each version of IP."""
+@lru_cache(maxsize=100_000)
+def rules_for(fields: tuple[Any, ...]) -> tuple[Rule, ...]:
+    """What one row stands for: a rule, or one for each version of IP.
+
+    Remembered, since a sync reads the same rows before, while and after it looks at the hosts.
+
+    Raises:
+        Refused: libvirt would take it for something else.
+    """
+    row = dict(zip(FIELDS, fields, strict=True))
     action, direction, priority = row["action"], row["direction"], row["priority"]
     if action not in ACTIONS:
         raise Refused(f"{action!r} is no action; they are {', '.join(ACTIONS)}")
     if direction not in DIRECTIONS:
         raise Refused(f"{direction!r} is no direction; they are {', '.join(DIRECTIONS)}")
-    if not isinstance(priority, int) or not LEAST_PRIORITY <= priority <= MOST_PRIORITY:
-        raise Refused(f"the priority {priority!r} is no number from {LEAST_PRIORITY} to {MOST_PRIORITY}")
+    bounded(priority)
     given = _given(row)
-    return [
+    return tuple(
         Rule(action, direction, priority, protocol, _values(protocol, given), bool(row["state_match"]))
         for protocol in _protocols(row, given)
-    ]
+    )
+
+
+def bounded(priority: Any) -> int:
+    """A priority of a rule or chain.
+
+    Raises:
+        Refused: libvirt would take another one.
+    """
+    if not isinstance(priority, int) or not LEAST_PRIORITY <= priority <= MOST_PRIORITY:
+        raise Refused(f"the priority {priority!r} is no number from {LEAST_PRIORITY} to {MOST_PRIORITY}")
+    return priority
+
+
+def from_json(text: str, empty: Any) -> Any:
+    """What a column of JSON holds.
+
+    Raises:
+        Refused: it is no JSON, written by a program that does not know better.
+    """
+    if text in {"", "[]", "{}", "null"}:
+        return empty
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise Refused(f"{text!r} is no JSON") from None
 
 
 def _given(row: Row) -> dict[str, str]:
@@ -96,10 +140,10 @@ def _given(row: Row) -> dict[str, str]:
             if f"{side}ipmask" in given or f"{side}ipaddr" not in given:
                 raise Refused(f"{side}_ip_end is the end of a range: it needs {side}_ip, and no {side}_ip_mask")
             given[f"{side}ipfrom"], given[f"{side}ipto"] = given.pop(f"{side}ipaddr"), last
-    states = row["state"]
+    states = from_json(row["state"], [])
     if states:
         given["state"] = ",".join(map(str, states)) if isinstance(states, list) else str(states)
-    attributes = row["attributes"]
+    attributes = from_json(row["attributes"], {})
     if not isinstance(attributes, Mapping):
         raise Refused(f"its attributes must be an object, not {attributes!r}")
     for name, value in attributes.items():

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, literal, select
+from sqlalchemy import JSON, Column, ColumnElement, Connection, Engine, Table, Text, cast, delete, literal, select
 
 from ops_pipeline.database.engine import database_now, reading, writing
 from ops_pipeline.database.replace import upsert
 from ops_pipeline.hypervisor.filters.carried import Link
 from ops_pipeline.hypervisor.filters.desired import Desired, desired_of
 from ops_pipeline.hypervisor.filters.orphans import orphan_key
+from ops_pipeline.hypervisor.filters.rules import FIELDS
+from ops_pipeline.hypervisor.hosts import LOCAL
 from ops_pipeline.hypervisor.tables import (
     machines,
     network_filter_departments,
@@ -27,8 +29,6 @@ from ops_pipeline.hypervisor.tables import (
     network_filter_rules,
     network_filters,
 )
-
-LOCAL = "local"
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,9 @@ class Wanted:
 def read_wanted(engine: Engine, prefix: str) -> Wanted:
     """Read everything from one snapshot."""
     with reading(engine) as connection:
-        filters, rules, references = (
-            connection.execute(select(table)).mappings().all()
-            for table in (network_filters, network_filter_rules, network_filter_references)
-        )
+        filters = _rows(connection, network_filters)
+        references = _rows(connection, network_filter_references)
+        rules = [tuple(row) for row in connection.execute(_RULES).all()]
         names = {row["id"]: row["internal_name"] for row in filters}
         orphans: dict[str, dict[str, tuple[datetime, str]]] = defaultdict(dict)
         for row in connection.execute(select(network_filter_orphans)).mappings():
@@ -67,6 +66,24 @@ def read_wanted(engine: Engine, prefix: str) -> Wanted:
         links = _links(connection, names)
         now = database_now(connection)
     return Wanted(now, desired_of(filters, rules, references, prefix), links, orphans)
+
+
+def _as_text(column: Column[Any]) -> ColumnElement[Any]:
+    """JSON as its text: what is no JSON is refused where it stands, and what is known need not be parsed again."""
+    return cast(column, Text).label(column.name) if isinstance(column.type, JSON) else column
+
+
+_RULES = select(
+    network_filter_rules.c.id,
+    network_filter_rules.c.filter_id,
+    *(_as_text(network_filter_rules.c[name]) for name in FIELDS),
+)
+
+
+def _rows(connection: Connection, table: Table) -> list[dict[str, Any]]:
+    result = connection.execute(select(*map(_as_text, table.c)))
+    names = tuple(result.keys())
+    return [dict(zip(names, row, strict=True)) for row in result.all()]
 
 
 def read_names(engine: Engine) -> set[str]:

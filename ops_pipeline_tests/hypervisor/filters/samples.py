@@ -5,6 +5,7 @@ What belongs here: making them; nothing is judged.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
@@ -17,6 +18,7 @@ from ops_pipeline.hypervisor.filters.desired import Desired, desired_of
 from ops_pipeline.hypervisor.filters.facts import FilterLook, Guest, LiveFilter
 from ops_pipeline.hypervisor.filters.model import ACTIONS, DIRECTIONS, Filter, Reference, Rule, default_priority
 from ops_pipeline.hypervisor.filters.protocols import PROTOCOLS
+from ops_pipeline.hypervisor.filters.rules import FIELDS
 from ops_pipeline.hypervisor.filters.values import ARP_OPCODES, ETHERNET_TYPES, IP_PROTOCOLS, STATES, canonical
 from ops_pipeline.hypervisor.filters.xml_text import render
 from ops_pipeline.hypervisor.tables import network_filter_references, network_filter_rules, network_filters
@@ -67,7 +69,13 @@ def reference_row(source: str, target: str, **parameters: Any) -> Row:
 
 def desired(filters: Sequence[Row], rules: Sequence[Row] = (), references: Sequence[Row] = ()) -> Desired:
     """What the database would want."""
-    return desired_of(filters, rules, references, PREFIX)
+    as_text = [row | {"state": json.dumps(row["state"]), "attributes": json.dumps(row["attributes"])} for row in rules]
+    return desired_of(
+        filters,
+        [(row["id"], row["filter_id"], *(row[name] for name in FIELDS)) for row in as_text],
+        [row | {"parameters": json.dumps(row["parameters"])} for row in references],
+        PREFIX,
+    )
 
 
 def insert_rows(engine: Engine, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:

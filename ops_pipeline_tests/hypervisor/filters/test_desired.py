@@ -1,4 +1,4 @@
-"""Rows of the database as filters: what each column means, and what is refused with the filter's and the rule's name."""
+"""Rows of the database as filters: what each column means, and what is refused by the names of filter and rule."""
 
 from __future__ import annotations
 

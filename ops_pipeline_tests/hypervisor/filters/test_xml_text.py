@@ -73,14 +73,15 @@ HAND_WRITTEN = f"""
   <rule action='drop' direction='in' statematch='0'><tcp dstportstart='0x16' srcipmask='255.255.0.0' state='related,NEW'
      srcipaddr='10.9.0.0' unknown='attribute'/></rule>
   <rule action='accept' direction='out' priority='-3'><mac protocolid='0x806' srcmacaddr='AA:B:C:D:E:F'/></rule>
-  <filterref filter='clean-traffic'><parameter name='IP' value='10.0.0.1'/><parameter name='B' value='no good'/></filterref>
+  <filterref filter='clean-traffic'><parameter name='IP' value='10.0.0.1'/>
+    <parameter name='B' value='no good'/></filterref>
 </filter>
 """
 
 
 @pytest.mark.xdist_group("libvirtd")
 def test_a_dump_of_what_somebody_wrote_by_hand_is_read_in_the_one_spelling(libvirtd: LibvirtServer) -> None:
-    """libvirt fills in the chain's priority, sorts states, shortens masks, and drops what it does not know."""
+    """Libvirt fills in the chain's priority, sorts states, shortens masks, and drops what it does not know."""
     found = parse(dumped(libvirtd, HAND_WRITTEN))
     assert (found.uuid, found.priority) == (uuid_of(NAME), -700)
     assert found.rules == (
