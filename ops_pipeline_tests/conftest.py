@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from ops_pipeline.database.engine import connect
 from ops_pipeline.database.migrate import migrate
 from ops_pipeline.settings import Settings
+from ops_pipeline_tests.hypervisor.libvirt_servers import LibvirtServer, libvirt_server
 from ops_pipeline_tests.servers import PostgresServer, postgres
 
 OURS = {name.upper() for name in Settings.model_fields}
@@ -79,3 +80,17 @@ def postgres_engine(postgres_server: PostgresServer, migrated_template: str) -> 
 def engine(request: pytest.FixtureRequest) -> Engine:
     """An empty, migrated operations database, on each kind of server in turn."""
     return request.getfixturevalue("sqlite_engine" if request.param == "sqlite" else "postgres_engine")
+
+
+@pytest.fixture(scope="session")
+def libvirtd_process() -> Iterator[LibvirtServer]:
+    """A private libvirtd; tests that use it carry `pytest.mark.xdist_group("libvirtd")`, so that one is enough."""
+    with libvirt_server() as server:
+        yield server
+
+
+@pytest.fixture
+def libvirtd(libvirtd_process: LibvirtServer) -> LibvirtServer:
+    """A private libvirtd without a guest, and with no filters but those that it came with."""
+    libvirtd_process.clear()
+    return libvirtd_process
