@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import Connection, Engine, insert, select
 
-from ops_pipeline.database.engine import database_now, reading, writing
+from ops_pipeline.database.engine import database_now, writing
 from ops_pipeline.operations.tables import job_outcomes
 from ops_pipeline.reconcile import Outcome
 
@@ -36,9 +36,12 @@ def record_outcome(
         connection.execute(insert(job_outcomes), [row])
 
 
-def last_outcome(engine: Engine, job: str) -> Mapping[str, Any] | None:
-    """The status and details of a job's last run; None when it has never run."""
-    newest_first = (job_outcomes.c.finished_at.desc(), job_outcomes.c.id.desc())
-    with reading(engine) as connection:
-        statement = select(job_outcomes.c.status, job_outcomes.c.details).where(job_outcomes.c.job == job)
-        return connection.execute(statement.order_by(*newest_first).limit(1)).mappings().first()
+def last_details(connection: Connection, job: str) -> dict[str, Any]:
+    """The details of the last run of a job that got as far as reporting; empty when there is none."""
+    query = (
+        select(job_outcomes.c.details)
+        .where(job_outcomes.c.job == job)
+        .order_by(job_outcomes.c.finished_at.desc(), job_outcomes.c.id.desc())
+        .limit(1)
+    )
+    return connection.execute(query).scalar() or {}

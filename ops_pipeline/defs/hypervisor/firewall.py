@@ -32,6 +32,7 @@ from dagster import (
 from pydantic import Field
 from sqlalchemy import Engine
 
+from ops_pipeline.database.engine import reading
 from ops_pipeline.defs.hypervisor.firewall_shown import (
     CHECKS,
     FILTERS,
@@ -50,7 +51,7 @@ from ops_pipeline.defs.runs import job_tags
 from ops_pipeline.hypervisor.filters import sync
 from ops_pipeline.hypervisor.filters.plan import FilterPolicy
 from ops_pipeline.hypervisor.filters.sync import Firewall, Looked, Planned, outcome_of
-from ops_pipeline.operations.outcomes import last_outcome, record_outcome
+from ops_pipeline.operations.outcomes import last_details, record_outcome
 from ops_pipeline.reconcile import Outcome, PlanRefused, SafetyLimit
 from ops_pipeline.settings import Settings
 
@@ -166,7 +167,7 @@ def flush_job(settings: Settings) -> JobDefinition:
         try:
             planned = sync.plan(firewall_of(settings, database.engine, config), looked)
         except (PlanRefused, ValueError) as error:
-            _record(context, database, started, Outcome(failed=1), {"failures": [str(error)]})
+            _record(context, database, started, Outcome(failed=1), {"failures": [str(error)], "told": 1})
             raise Failure(str(error), allow_retries=False) from error
         context.add_output_metadata(plan_metadata(planned))
         return planned
@@ -238,10 +239,10 @@ def flush_schedule(settings: Settings, flush: JobDefinition) -> ScheduleDefiniti
                 planned = sync.plan(firewall, looked)
             except PlanRefused:
                 return None
-            last = last_outcome(database.engine, JOB)
+            with reading(database.engine) as connection:
+                last = last_details(connection, JOB)
             # One more run after trouble shows that it is over; without it the checks would stay red.
-            trouble = last is not None and (last["status"] != "success" or bool(last["details"].get("told")))
-            return None if planned.due or trouble else skip_text(planned)
+            return None if planned.due or last.get("told") else skip_text(planned)
 
         return look_first(context.instance, JOB, look)
 
