@@ -74,6 +74,7 @@ def test_every_asset_tells_the_operator_what_it_is(definitions: Definitions) -> 
         "langgraph_checkpoints",
         "host_services",
         "network_filters",
+        "machines",
     }
     groups = {"usage", "checkpoints", "services", "hypervisor"}
     for spec in specs:
@@ -99,6 +100,8 @@ def test_every_schedule_sensor_and_job_has_a_description_and_starts_switched_on_
         "check_running_services_schedule",
         "flush_firewall_schedule",
         "prune_dagster_storage_schedule",
+        "update_vm_status_schedule",
+        "vm_events_sensor",
         *COSTS_MONEY,
     }
     for one in automations:
@@ -122,5 +125,9 @@ def test_every_check_has_a_description(definitions: Definitions) -> None:
         "filters_match_the_database",
         "machines_carry_their_filters",
         "ipv6_is_no_wider_open",
+        "hosts_answer",
+        "machines_need_no_help",
+        "machines_are_not_stuck",
+        "machines_without_conflicts",
     }
     assert all(spec.description for spec in specs)

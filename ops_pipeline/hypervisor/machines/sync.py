@@ -50,12 +50,19 @@ class Applied:
     hosts: int = 0
 
 
-def look(scene: Scene) -> Observed:
-    """Look at all hosts, then read all machines: a status that is set meanwhile is newer than the look."""
+def look(scene: Scene, wanted: Callable[[Host], bool] | None = None) -> Observed:
+    """Look at all hosts, then read all machines: a status that is set meanwhile is newer than the look.
+
+    Args:
+        scene: where.
+        wanted: which hosts to look at; the others count as hosts that did not answer.
+    """
     with reading(scene.engine) as connection:
         hosts = read_hosts(connection, scene.local_uri)
         looked_at = database_now(connection)
-    answers = _ask(scene, hosts)
+    asked = [host for host in hosts if wanted is None or wanted(host)]
+    answers = {host.id: Answer(host.id, problem=host.reason or "not asked") for host in hosts}
+    answers |= _ask(scene, asked)
     with reading(scene.engine) as connection:
         machines = read_machines(connection)
     facts = {host: answer.facts for host, answer in answers.items() if not answer.problem}
