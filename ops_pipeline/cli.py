@@ -25,7 +25,7 @@ from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.database.migrate import migrate as migrate_database
 from ops_pipeline.database.types import parse_instant
 from ops_pipeline.operations.checks import check_deployment
-from ops_pipeline.operations.commands import daemon
+from ops_pipeline.operations.commands import daemon, health, metrics
 from ops_pipeline.operations.variables import check_variables
 from ops_pipeline.services.commands import services
 from ops_pipeline.settings import Settings, SettingsError, given_variables, load_settings, secret_variable
@@ -48,7 +48,8 @@ def main() -> None:
 
 
 main.add_command(services)
-main.add_command(daemon)
+for command in (daemon, health, metrics):
+    main.add_command(command)
 
 
 @main.command()

@@ -2,4 +2,4 @@
 # The servers that the tests start privately, from Debian packages.
 set -euo pipefail
 exec "$(dirname "$0")/apt-install.sh" postgresql redis-server \
-    libvirt-daemon-system libvirt-clients qemu-system-x86 ebtables iptables
+    libvirt-daemon-system libvirt-clients qemu-system-x86 ebtables iptables prometheus

@@ -1,0 +1,123 @@
+"""The figures of the jobs themselves, from their outcomes.
+
+What belongs here: SELECTs over `job_outcomes` that stay short when it has a million rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+
+from ops_pipeline.measuring import Measure
+from ops_pipeline.operations.tables import job_outcomes
+
+SETTLED_AFTER = timedelta(minutes=10)
+"""Rows older than this have all been committed: a run writes its outcome in one short transaction."""
+KINDS = ("scanned", "changed", "skipped", "failed")
+
+
+class OutcomeTotals:
+    """Totals of all outcomes for counters: what is settled is counted once and kept, the rest each time.
+
+    A million rows take half a second to count on SQLite; a scrape must not.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing counted."""
+        self._settled_until: datetime | None = None
+        self._settled: Counter[tuple[str, ...]] = Counter()
+
+    def read(self, connection: Connection, now: datetime) -> Counter[tuple[str, ...]]:
+        """Totals by (`outcome`, job, status) and by (`objects`, job, kind)."""
+        until = now - SETTLED_AFTER
+        self._settled += _totals(connection, self._settled_until, until)
+        self._settled_until = until
+        return self._settled + _totals(connection, until, None)
+
+
+def _totals(connection: Connection, after: datetime | None, until: datetime | None) -> Counter[tuple[str, ...]]:
+    outcome = job_outcomes.c
+    sums = [func.sum(outcome[kind]) for kind in KINDS]
+    query = select(outcome.job, outcome.status, func.count(), *sums).group_by(outcome.job, outcome.status)
+    if after is not None:
+        query = query.where(outcome.finished_at > after)
+    if until is not None:
+        query = query.where(outcome.finished_at <= until)
+    totals: Counter[tuple[str, ...]] = Counter()
+    for job, status, runs, *objects in connection.execute(query):
+        totals["outcome", job, status] += runs
+        for kind, count in zip(KINDS, objects, strict=True):
+            totals["objects", job, kind] += int(count)
+    return totals
+
+
+class JobMeasurer:
+    """The measurer of jobs; remembers totals from scrape to scrape."""
+
+    def __init__(self, jobs: Sequence[str]) -> None:
+        """Remember which jobs there are: each is looked up by the index, whatever the size of the table."""
+        self._jobs = tuple(jobs)
+        self._totals = OutcomeTotals()
+
+    def __call__(self, connection: Connection, now: datetime) -> Sequence[Measure]:
+        """The figures of every job, from one snapshot."""
+        totals = self._totals.read(connection, now)
+        last = {job: row for job in self._jobs if (row := _last(connection, job)) is not None}
+        good = {job: row for job in self._jobs if (row := _last(connection, job, "success")) is not None}
+        return [
+            Measure(
+                "ops_pipeline_job_outcomes",
+                "Runs of jobs that reported, by how they ended.",
+                ("job", "status"),
+                {key[1:]: float(count) for key, count in totals.items() if key[0] == "outcome"},
+                "counter",
+            ),
+            Measure(
+                "ops_pipeline_job_objects",
+                "Objects that jobs scanned, changed, skipped and failed on.",
+                ("job", "kind"),
+                {key[1:]: float(count) for key, count in totals.items() if key[0] == "objects"},
+                "counter",
+            ),
+            _by_job("last_run_timestamp_seconds", "End of the last run that reported.", last, _ended),
+            _by_job("last_success_timestamp_seconds", "End of the last run without failures.", good, _ended),
+            _by_job("last_duration_seconds", "Duration of the last run that reported.", last, _duration),
+            *_backlogs(last),
+        ]
+
+
+def _last(connection: Connection, job: str, status: str | None = None) -> Any:
+    outcome = job_outcomes.c
+    query = select(outcome.started_at, outcome.finished_at, outcome.details).where(outcome.job == job)
+    if status:
+        query = query.where(outcome.status == status)
+    return connection.execute(query.order_by(outcome.finished_at.desc()).limit(1)).first()
+
+
+def _by_job(name: str, help_: str, rows: dict[str, Any], value: Any) -> Measure:
+    return Measure(f"ops_pipeline_job_{name}", help_, ("job",), {(job,): value(row) for job, row in rows.items()})
+
+
+def _ended(row: Any) -> float:
+    return row.finished_at.timestamp()
+
+
+def _duration(row: Any) -> float:
+    return (row.finished_at - row.started_at).total_seconds()
+
+
+def _backlogs(last: dict[str, Any]) -> list[Measure]:
+    """What the last runs told of work left: `backlog_seconds` of their details, by pass where there are many."""
+    values: dict[tuple[str, ...], float] = {}
+    for job, row in last.items():
+        told = row.details.get("backlog_seconds") if isinstance(row.details, dict) else None
+        if isinstance(told, dict):
+            values |= {(job, str(name)): float(seconds) for name, seconds in told.items()}
+        elif told is not None:
+            values[(job, "")] = float(told)
+    help_ = "Age of the oldest thing beyond its limit that the last run of a job left."
+    return [Measure("ops_pipeline_job_backlog_seconds", help_, ("job", "pass"), values)]

@@ -1,0 +1,168 @@
+"""Figures and health over HTTP, as Prometheus and monitors ask for them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import Connection, Engine, insert, text
+
+from ops_pipeline.database.engine import connect, database_now, reading, writing
+from ops_pipeline.measuring import Measure
+from ops_pipeline.operations.exposition import MeasureCollector, application, server_for
+from ops_pipeline.operations.measures import JobMeasurer, OutcomeTotals
+from ops_pipeline.operations.tables import job_outcomes
+from ops_pipeline.services.measures import measure_services
+from ops_pipeline.services.tables import service_states
+from ops_pipeline.usage.measures import usage_measurer
+from ops_pipeline.usage.progress import CatchUpPolicy
+from ops_pipeline_tests.usage.calls import at, call, run, write
+
+POLICY = CatchUpPolicy(at("2026-03-01 00:00"), None, 744, 3)
+ALL = {"jobs": JobMeasurer(["flush_firewall"]), "usage": usage_measurer(POLICY), "services": measure_services}
+
+
+def well() -> tuple[bool, dict[str, Any]]:
+    return True, {"ok": True}
+
+
+@contextmanager
+def serving(engine: Engine, measurers: Any = None, ready: Any = well, health: Any = well) -> Iterator[str]:
+    served = application(MeasureCollector(engine, measurers or ALL), ready, health)
+    server = server_for("127.0.0.1", 0, served)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def get(url: str) -> tuple[int, str]:
+    answer = httpx.get(url)
+    return answer.status_code, answer.text
+
+
+def samples(page: str) -> dict[tuple[str, ...], float]:
+    return {
+        (one.name, *one.labels.values()): one.value
+        for family in text_string_to_metric_families(page)
+        for one in family.samples
+    }
+
+
+def outcome(job: str, minutes_ago: float, now: datetime, **values: Any) -> dict[str, Any]:
+    ended = now - timedelta(minutes=minutes_ago)
+    row = {"job": job, "run_id": "r", "started_at": ended - timedelta(seconds=3), "finished_at": ended, "details": {}}
+    return row | {"status": "success", "scanned": 10, "changed": 2, "skipped": 0, "failed": 0} | values
+
+
+def record(engine: Engine, *rows: dict[str, Any]) -> None:
+    with writing(engine) as connection:
+        connection.execute(insert(job_outcomes), list(rows))
+
+
+def clock(engine: Engine) -> datetime:
+    with reading(engine) as connection:
+        return database_now(connection)
+
+
+def test_a_scrape_tells_of_jobs_hours_calls_models_and_services(engine: Engine) -> None:
+    now = clock(engine)
+    late = {"backlog_seconds": {"old_tasks": 60}}
+    record(engine, outcome("flush_firewall", 60, now), outcome("flush_firewall", 1, now, status="failed", details=late))
+    write(engine, call(at("2026-03-01 01:30")), call(at("2026-03-01 02:30"), status="processing"))
+    run(engine, at("2026-03-01 01:00"))
+    with writing(engine) as connection:
+        row = {"name": "redis", "host": "local", "state": "down", "flapping": False, "given_up": False, "restarts": []}
+        connection.execute(insert(service_states), [row])
+    with serving(engine) as url:
+        status, page = get(f"{url}/metrics")
+    found = samples(page)
+    assert status == 200
+    assert found["ops_pipeline_job_outcomes_total", "flush_firewall", "success"] == 1
+    assert found["ops_pipeline_job_outcomes_total", "flush_firewall", "failed"] == 1
+    assert found["ops_pipeline_job_objects_total", "flush_firewall", "scanned"] == 20
+    last_run = found["ops_pipeline_job_last_run_timestamp_seconds", "flush_firewall"]
+    last_success = found["ops_pipeline_job_last_success_timestamp_seconds", "flush_firewall"]
+    assert last_run - last_success == pytest.approx(59 * 60)
+    assert found["ops_pipeline_job_last_duration_seconds", "flush_firewall"] == pytest.approx(3)
+    assert found["ops_pipeline_job_backlog_seconds", "flush_firewall", "old_tasks"] == 60
+    assert found["ops_pipeline_usage_partitions", "missing"] > 100
+    assert found["ops_pipeline_usage_newest_hour_timestamp_seconds",] == at("2026-03-01 01:00").timestamp()
+    assert found["ops_pipeline_usage_backlog_seconds",] > 3600
+    assert found["ops_pipeline_model_calls_processing",] == 1
+    assert found["ops_pipeline_services", "down"] == 1
+    assert found["ops_pipeline_up", "usage"] == 1
+
+
+def test_prometheus_own_linter_finds_nothing_to_say(sqlite_engine: Engine) -> None:
+    record(sqlite_engine, outcome("flush_firewall", 1, clock(sqlite_engine)))
+    with serving(sqlite_engine) as url:
+        _, page = get(f"{url}/metrics")
+    result = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr, result.stdout) == (0, "", "")
+
+
+def test_a_domain_that_cannot_be_read_is_told_and_leaves_the_others_alone(engine: Engine) -> None:
+    """One missing table made the whole page an error, and every alert on it silent."""
+    with writing(engine) as connection:
+        connection.execute(text("DROP TABLE service_states"))
+    with serving(engine) as url:
+        status, page = get(f"{url}/metrics")
+    found = samples(page)
+    assert status == 200
+    assert found["ops_pipeline_up", "services"] == 0
+    assert found["ops_pipeline_up", "usage"] == 1
+
+
+def test_a_database_that_is_away_is_a_figure_too(sqlite_engine: Engine) -> None:
+    away = connect("postgresql+psycopg://u:secret@127.0.0.1:1/x?connect_timeout=1")
+    with serving(away) as url:
+        status, page = get(f"{url}/metrics")
+    assert status == 200 and samples(page)["ops_pipeline_up", "jobs"] == 0
+    assert "secret" not in page
+
+
+def test_totals_are_the_same_however_often_they_are_asked_for(engine: Engine) -> None:
+    now = clock(engine)
+    record(engine, *(outcome("a", minutes, now) for minutes in (1, 5, 9, 11, 50, 5000)))
+    totals = OutcomeTotals()
+    for later in (0, 1, 3, 20):
+        with reading(engine) as connection:
+            found = totals.read(connection, now + timedelta(minutes=later))
+        assert found["outcome", "a", "success"] == 6, later
+    record(engine, outcome("a", 2, now, status="failed"))
+    with reading(engine) as connection:
+        assert OutcomeTotals().read(connection, now)["outcome", "a", "failed"] == 1
+
+
+def test_what_is_not_well_answers_503_and_says_why(sqlite_engine: Engine) -> None:
+    def sick() -> tuple[bool, dict[str, Any]]:
+        return False, {"database": "away"}
+
+    with serving(sqlite_engine, ready=sick, health=sick) as url:
+        assert get(f"{url}/livez") == (200, '{"status": "alive"}\n')
+        assert get(f"{url}/readyz") == (503, '{"database": "away"}\n')
+        assert get(f"{url}/health")[0] == 503
+        status, page = get(f"{url}/elsewhere")
+    assert status == 404 and "/metrics" in json.loads(page)["pages"]
+
+
+def test_labels_of_a_measure_are_escaped(sqlite_engine: Engine) -> None:
+    def odd(connection: Connection, now: datetime) -> Sequence[Measure]:
+        return [Measure("ops_pipeline_odd", "Odd.", ("name",), {('a"b\\c\nd',): 1.0})]
+
+    with serving(sqlite_engine, {"odd": odd}) as url:
+        _, page = get(f"{url}/metrics")
+    assert samples(page)["ops_pipeline_odd", 'a"b\\c\nd'] == 1
