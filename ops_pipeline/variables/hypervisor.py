@@ -67,6 +67,15 @@ class HypervisorVariables(BaseModel):
         le=300,
         description="How often machines are looked at between the schedule's times, in seconds.",
     )
+    graphics_missing_scans: int = Field(
+        default=3, ge=1, le=1000, description="After so many good looks without a GPU what hangs on it goes."
+    )
+    graphics_missing_gap_seconds: int = Field(
+        default=3600, ge=0, le=604_800, description="Looks closer together than this count as one."
+    )
+    graphics_allow_boot_vga: bool = Field(
+        default=False, description="Whether the GPU that a host's own console uses may be handed out."
+    )
 
     def hypervisor_refresh(self) -> timedelta:
         """How old the time of an unchanged observation may become."""

@@ -75,6 +75,7 @@ def test_every_asset_tells_the_operator_what_it_is(definitions: Definitions) -> 
         "host_services",
         "network_filters",
         "machines",
+        "gpus",
     }
     groups = {"usage", "checkpoints", "services", "hypervisor"}
     for spec in specs:
@@ -102,6 +103,7 @@ def test_every_schedule_sensor_and_job_has_a_description_and_starts_switched_on_
         "prune_dagster_storage_schedule",
         "update_vm_status_schedule",
         "vm_events_sensor",
+        "update_graphics_information_schedule",
         *COSTS_MONEY,
     }
     for one in automations:
@@ -129,5 +131,6 @@ def test_every_check_has_a_description(definitions: Definitions) -> None:
         "machines_need_no_help",
         "machines_are_not_stuck",
         "machines_without_conflicts",
+        "gpus_without_conflicts",
     }
     assert all(spec.description for spec in specs)

@@ -6,6 +6,7 @@ What belongs here: nothing but that.
 from dagster import Definitions
 
 from ops_pipeline.defs.hypervisor.firewall import firewall_defs
+from ops_pipeline.defs.hypervisor.graphics import graphics_defs
 from ops_pipeline.defs.hypervisor.machine_ticks import events_sensor, status_checks, status_schedule
 from ops_pipeline.defs.hypervisor.machines import machines_asset, status_job
 from ops_pipeline.settings import Settings
@@ -13,7 +14,7 @@ from ops_pipeline.settings import Settings
 
 def hypervisor_defs(settings: Settings) -> Definitions:
     """Build the jobs, schedules, sensors and assets of virtualisation."""
-    return Definitions.merge(machines_defs(settings), firewall_defs(settings))
+    return Definitions.merge(machines_defs(settings), firewall_defs(settings), graphics_defs(settings))
 
 
 def machines_defs(settings: Settings) -> Definitions:

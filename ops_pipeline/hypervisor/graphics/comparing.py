@@ -43,6 +43,8 @@ class Scene:
         unsure: addresses that could not be read this time; None stands for any address.
         seen: the GPUs found, by address.
         listed: every PCI address found.
+        named: the domains whose XML names a PCI address, by that address.
+        strangers: UUIDs and names of domains that the platform does not know.
     """
 
     records: HostRecords
@@ -54,6 +56,8 @@ class Scene:
     unsure: frozenset[str | None] = frozenset()
     seen: Mapping[str, Gpu] = field(default_factory=dict)
     listed: frozenset[str] = frozenset()
+    named: Mapping[str, Sequence[Domain]] = field(default_factory=dict)
+    strangers: frozenset[str] = frozenset()
 
     def held_by(self, address: str) -> Sequence[Holder]:
         """Everybody who uses a GPU or something of its unit."""
@@ -70,7 +74,7 @@ class Scene:
     def is_active(self, machine: Machine) -> bool:
         """Whether a machine runs, or might: the hypervisor and the platform must both say that it does not."""
         running = machine.domain is not None and machine.domain.active
-        return running or machine.status not in self.policy.resting
+        return running or not machine.certain or machine.status not in self.policy.resting
 
     def conflict(self, address: str, text: str) -> Conflict:
         """A conflict on this host."""
@@ -115,16 +119,8 @@ def _may_still_run(scene: Scene, assignment: Assignment, address: str) -> bool:
     """Whether a machine whose row is gone may live on: QEMU outlives rows of databases."""
     if scene.found.unreadable_domains:
         return True
-    return any(
-        scene.records.machine_of(domain) is None
-        and (assignment.machine_id in {domain.uuid, domain.name} or _touches(scene, domain, address))
-        for domain in scene.found.domains
-    )
-
-
-def _touches(scene: Scene, domain: Domain, address: str) -> bool:
-    holders = scene.held_by(address)
-    return any(one.domain == domain for one in holders) or _names(domain, address)
+    users = [*(holder.domain for holder in scene.held_by(address)), *scene.named.get(address, ())]
+    return assignment.machine_id in scene.strangers or any(scene.records.machine_of(one) is None for one in users)
 
 
 def _names(domain: Domain, address: str) -> bool:
@@ -186,10 +182,11 @@ def conflicts_of(scene: Scene, assignments: Sequence[Assignment]) -> list[Confli
 
 
 def _no_address(scene: Scene, assignment: Assignment) -> str:
-    return f"the assignment to {_called(scene, assignment)} has {assignment.address!r}, which is no PCI address"
+    return f"the assignment to {called(scene, assignment)} has {assignment.address!r}, which is no PCI address"
 
 
-def _called(scene: Scene, assignment: Assignment) -> str:
+def called(scene: Scene, assignment: Assignment) -> str:
+    """The machine of an assignment, as an operator would name it."""
     machine = scene.records.machines.get(assignment.machine_id)
     return machine.name if machine is not None and machine.name else assignment.machine_id
 
@@ -209,11 +206,11 @@ def _between_assignments(scene: Scene, address: str, given: Sequence[Assignment]
     parted -= {_id_of(scene, one.domain) for one in direct if one.how == DEVICE}
     whole = {one.machine_id for one in given if not one.mdev_uuid and one.machine_id not in parted}
     if whole and len({one.machine_id for one in given}) > 1:
-        yield f"it was given to {_listed(sorted({_called(scene, one) for one in given}))}"
+        yield f"it was given to {_listed(sorted({called(scene, one) for one in given}))}"
     owners: dict[str, set[str]] = {}
     for one in given:
         if one.mdev_uuid:
-            owners.setdefault(one.mdev_uuid, set()).add(_called(scene, one))
+            owners.setdefault(one.mdev_uuid, set()).add(called(scene, one))
     for uuid, names in sorted(owners.items()):
         if len(names) > 1:
             yield f"its mediated device {uuid} was given to {_listed(sorted(names))}"
@@ -221,7 +218,7 @@ def _between_assignments(scene: Scene, address: str, given: Sequence[Assignment]
 
 def _unknown_to_the_hypervisor(scene: Scene, address: str, given: Sequence[Assignment]) -> Iterator[str]:
     for one in given:
-        machine, name = scene.records.machines.get(one.machine_id), _called(scene, one)
+        machine, name = scene.records.machines.get(one.machine_id), called(scene, one)
         if machine is None:
             yield f"it was given to {name}, whose row is gone, but which may still run"
         elif machine.host_id != scene.records.host_id:
@@ -237,9 +234,9 @@ def _has(scene: Scene, assignment: Assignment, machine: Machine, address: str) -
     """Whether a machine's domain has what the machine was given, or that cannot be told now."""
     domain = machine.domain
     if domain is None:
-        # Its XML could not be read, or it is just being made.
+        # Its XML could not be read, or it is just being made, or nobody can tell which domain it is.
         unread = {name for name, _ in scene.found.unreadable_domains}
-        return machine.name in unread or machine.status in scene.policy.forming
+        return machine.name in unread or machine.status in scene.policy.forming or not machine.certain
     uses = [one.use for one in scene.held_by(address) if one.direct and one.domain.uuid == domain.uuid]
     return any(assignment.mdev_uuid in {"", use.target} for use in uses)
 
@@ -265,8 +262,10 @@ def _names_of_the_missing(scene: Scene, address: str, given: Sequence[Assignment
     if address in scene.seen or not (address in scene.moved or scene.is_gone(address)):
         return
     where = f"moved to {scene.moved[address]}" if address in scene.moved else "is missing"
-    names = {_called(scene, one) for one in given}
-    names |= {domain.name for domain in scene.found.domains if _names(domain, address)}
+    # Whose machine is gone or on another host was told already.
+    owners = (scene.records.machines.get(one.machine_id) for one in given)
+    names = {owner.name or owner.id for owner in owners if owner and owner.host_id == scene.records.host_id}
+    names |= {domain.name for domain in scene.named.get(address, ())}
     if names:
         yield f"it {where}, but {_listed(sorted(names))} counts on it"
 

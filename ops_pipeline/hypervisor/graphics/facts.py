@@ -87,6 +87,7 @@ class Machine:
         name: of its domain.
         status: the platform's word.
         domain: None when the host has none for it.
+        certain: whether it can be told which domain it is; a machine of which that cannot be told might run.
     """
 
     id: str
@@ -94,6 +95,7 @@ class Machine:
     name: str
     status: str
     domain: Domain | None = None
+    certain: bool = True
 
 
 @dataclass(frozen=True)

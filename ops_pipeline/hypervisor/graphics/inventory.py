@@ -6,13 +6,13 @@ What does not: rules about assignments (`comparing`).
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
 from ops_pipeline.hypervisor.graphics.addresses import from_node_name
-from ops_pipeline.hypervisor.graphics.comparing import Scene, conflicts_of, place_of, plan_assignments
+from ops_pipeline.hypervisor.graphics.comparing import Scene, called, conflicts_of, place_of, plan_assignments
 from ops_pipeline.hypervisor.graphics.facts import (
     ASSIGNED,
     AVAILABLE,
@@ -27,7 +27,7 @@ from ops_pipeline.hypervisor.graphics.facts import (
     HostRecords,
     Known,
 )
-from ops_pipeline.hypervisor.graphics.hostdevs import PCI
+from ops_pipeline.hypervisor.graphics.hostdevs import PCI, Domain
 from ops_pipeline.hypervisor.graphics.units import Gpu, is_other_card, kept_facts, obstacle
 from ops_pipeline.hypervisor.graphics.uses import CHILD, PARENT, holders_of
 
@@ -82,6 +82,7 @@ def plan_host(
 
 def _scene(records: HostRecords, found: HostGraphics, policy: GraphicsPolicy, now: datetime) -> Scene:
     seen = {gpu.address: gpu for gpu in found.gpus}
+    strangers = [domain for domain in found.domains if records.machine_of(domain) is None]
     return Scene(
         records=records,
         found=found,
@@ -92,7 +93,18 @@ def _scene(records: HostRecords, found: HostGraphics, policy: GraphicsPolicy, no
         unsure=frozenset(from_node_name(name) for name, _ in found.unreadable_devices if name.startswith("pci")),
         seen=seen,
         listed=frozenset({*seen, *(device.address for device in found.devices)}),
+        named=_named(found.domains),
+        strangers=frozenset(word for domain in strangers for word in (domain.uuid, domain.name)),
     )
+
+
+def _named(domains: Sequence[Domain]) -> dict[str, list[Domain]]:
+    found: dict[str, list[Domain]] = defaultdict(list)
+    for domain in domains:
+        for use in domain.uses:
+            if use.kind == PCI:
+                found[use.target].append(domain)
+    return dict(found)
 
 
 def _refusal(scene: Scene, lost: Collection[str]) -> str:
@@ -146,8 +158,7 @@ def _missing(scene: Scene, known: Known, *, taken: bool) -> GpuChange | None:
     address = known.gpu.address
     if {address, None} & scene.unsure:
         return None
-    named = any(use.kind == PCI and use.target == address for domain in scene.found.domains for use in domain.uses)
-    free = not taken and not named and not scene.found.unreadable_domains
+    free = not taken and address not in scene.named and not scene.found.unreadable_domains
     moved = scene.moved.get(address)
     reason = _now_at(moved) if moved else "not found on the host"
     if free and moved:
@@ -222,7 +233,7 @@ def state_of(scene: Scene, gpu: Gpu, assignments: Sequence[Assignment], known: K
     """
     holders = scene.held_by(gpu.address)
     names = {one.domain.name for one in holders if one.direct}
-    names |= {_named(scene, one) for one in assignments if gpu.address in _places(scene, one)}
+    names |= {called(scene, one) for one in assignments if gpu.address in _places(scene, one)}
     if names:
         return ASSIGNED, f"of {', '.join(sorted(names))}"
     if holders:
@@ -249,8 +260,3 @@ def _places(scene: Scene, assignment: Assignment) -> set[str]:
     if address in scene.moved and (address not in scene.seen or (known and known.state in {ASSIGNED, MISSING})):
         return {address, scene.moved[address]}
     return {address}
-
-
-def _named(scene: Scene, assignment: Assignment) -> str:
-    machine = scene.records.machines.get(assignment.machine_id)
-    return machine.name if machine is not None and machine.name else assignment.machine_id

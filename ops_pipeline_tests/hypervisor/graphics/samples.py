@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import uuid as uuids
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Engine, Table, insert
+
+from ops_pipeline.database.engine import writing
 from ops_pipeline.hypervisor.graphics.devices import PciDevice
 from ops_pipeline.hypervisor.graphics.facts import (
     AVAILABLE,
@@ -22,7 +27,9 @@ from ops_pipeline.hypervisor.graphics.facts import (
 from ops_pipeline.hypervisor.graphics.hostdevs import MDEV, PCI, Domain, Use
 from ops_pipeline.hypervisor.graphics.inventory import plan_host
 from ops_pipeline.hypervisor.graphics.units import Gpu
-from ops_pipeline_tests.usage.calls import NOON
+from ops_pipeline.hypervisor.tables import gpu_assignments, gpus, hypervisor_hosts, machines
+from ops_pipeline_tests.hypervisor.libvirt_servers import TestDomain, test_node_xml
+from ops_pipeline_tests.usage.calls import NOON, rows
 
 A, B, C, D = "0000:01:00.0", "0000:02:00.0", "0000:03:00.0", "0000:04:00.0"
 GAP = timedelta(hours=1)
@@ -152,17 +159,17 @@ def given(name: str, address: str = A, **fields: Any) -> Assignment:
 
 
 def records(
-    rows: Sequence[Known] = (),
+    known_gpus: Sequence[Known] = (),
     assignments: Sequence[Assignment] = (),
-    machines: Sequence[Machine] = (),
+    platform: Sequence[Machine] = (),
     look: HostGraphics | None = None,
 ) -> HostRecords:
     """What the database has; machines find their domains by name."""
     domains = {one.name: one for one in look.domains} if look else {}
-    matched = [replace(one, domain=domains.get(one.name) if one.host_id == HOST else None) for one in machines]
+    matched = [replace(one, domain=domains.get(one.name) if one.host_id == HOST else None) for one in platform]
     return HostRecords(
         host_id=HOST,
-        known={row.gpu.address: row for row in rows},
+        known={row.gpu.address: row for row in known_gpus},
         assignments=tuple(assignments),
         machines={one.id: one for one in matched},
         owners={one.domain.uuid: one.id for one in matched if one.domain is not None},
@@ -171,14 +178,14 @@ def records(
 
 def plan(
     look: HostGraphics,
-    rows: Sequence[Known] = (),
+    known_gpus: Sequence[Known] = (),
     assignments: Sequence[Assignment] = (),
-    machines: Sequence[Machine] = (),
+    platform: Sequence[Machine] = (),
     policy: GraphicsPolicy = POLICY,
     **options: Any,
 ) -> HostPlan:
     """The plan at noon."""
-    return plan_host(records(rows, assignments, machines, look), look, policy, NOON, **options)
+    return plan_host(records(known_gpus, assignments, platform, look), look, policy, NOON, **options)
 
 
 def states(made: HostPlan) -> dict[str, str]:
@@ -189,3 +196,52 @@ def states(made: HostPlan) -> dict[str, str]:
 def texts(made: HostPlan) -> list[str]:
     """The conflicts of a plan, each behind its address."""
     return [f"{one.address} {one.text}" for one in made.conflicts]
+
+
+def node(*domains: TestDomain, devices: Sequence[str] = ()) -> str:
+    """The file of a host of libvirt's test driver, with node devices."""
+    return test_node_xml(domains, [COMPUTER, *devices])
+
+
+def guest(name: str, *devices: str, state: int = 1) -> TestDomain:
+    """A domain of such a host; its UUID is `uuid_of(name)`."""
+    return TestDomain(name, state=state, uuid=uuid_of(name), devices="".join(devices))
+
+
+def uuid_of(name: str) -> str:
+    return str(uuids.uuid5(uuids.NAMESPACE_DNS, name))
+
+
+def gpu_xml(address: str, **fields: Any) -> str:
+    """A GPU alone in a group of its own."""
+    return pci_xml(address, "030200", **{"group": parts(address)[1]} | fields)
+
+
+def add_host(engine: Engine, host: str, file: Path) -> None:
+    insert_row(engine, hypervisor_hosts, id=host, libvirt_uri=f"test://{file}")
+
+
+def add_machine(engine: Engine, name: str, status: str = "running", host_id: str | None = HOST) -> None:
+    """A machine whose domain has its name and UUID."""
+    fields = {"host_id": host_id, "internal_name": name, "uuid": uuid_of(name), "status": status}
+    insert_row(engine, machines, id=f"id-of-{name}", **fields)
+
+
+def give(engine: Engine, name: str, address: str = A, host_id: str = HOST, **fields: Any) -> None:
+    """Give a machine a GPU, as the platform does."""
+    insert_row(engine, gpu_assignments, host_id=host_id, pci_address=address, machine_id=f"id-of-{name}", **fields)
+
+
+def insert_row(engine: Engine, table: Table, **values: Any) -> None:
+    with writing(engine) as connection:
+        connection.execute(insert(table).values(**values))
+
+
+def gpu_states(engine: Engine) -> dict[str, str]:
+    """The state of every GPU, by host and address."""
+    return {f"{row['host_id']} {row['pci_address']}": row["state"] for row in rows(engine, gpus)}
+
+
+def assigned(engine: Engine) -> set[tuple[str, str]]:
+    """The address and machine of every assignment."""
+    return {(row["pci_address"], row["machine_id"].removeprefix("id-of-")) for row in rows(engine, gpu_assignments)}

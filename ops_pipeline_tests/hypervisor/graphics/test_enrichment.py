@@ -1,7 +1,7 @@
 """What sysfs and NVML add to the GPUs of this machine, and that neither can harm a look.
 
 sysfs is a made-up tree of the real files. NVML is a stand-in module with the real functions and errors of `pynvml`,
-since machines without an NVIDIA GPU have none; its answers have the shapes that a real H100 and H200 gave.
+since machines without an NVIDIA GPU have none; its answers have the shapes that a real H100 gave.
 """
 
 from __future__ import annotations
