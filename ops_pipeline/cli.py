@@ -19,6 +19,7 @@ import click
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from ops_pipeline.analysis.commands import tasks
 from ops_pipeline.checking import Check
 from ops_pipeline.database.engine import connect, reading, sqlite_url, where
 from ops_pipeline.database.errors import DatabaseProblem
@@ -47,8 +48,7 @@ def main() -> None:
     """
 
 
-main.add_command(services)
-for command in (daemon, health, metrics):
+for command in (services, daemon, health, metrics, tasks):
     main.add_command(command)
 
 
