@@ -21,6 +21,7 @@ from typing import Any
 from sqlalchemy import (
     Connection,
     Double,
+    Executable,
     FromClause,
     Integer,
     Select,
@@ -38,7 +39,7 @@ from sqlalchemy import (
     update,
 )
 
-from ops_pipeline.analysis.events import CLAIMED, tell_tasks
+from ops_pipeline.analysis.events import CLAIMED, run_telling, telling
 from ops_pipeline.analysis.limits import IS_PENDING, IS_RUNNING, are_limited, open_slots, read_openings
 from ops_pipeline.analysis.policy import Policy
 from ops_pipeline.analysis.states import LONGEST_TASK, Task, timeout_of
@@ -84,27 +85,26 @@ def claim(
     values |= {f"places_{number}": places for number, (_, places) in enumerate(slots)}
     times = {"now": now, "lease_end": now + policy.lease, "time_out": policy.task_timeout.total_seconds()}
     limits = {"batch": batch, "per_target": policy.per_target} if policy.per_target else {"batch": batch}
-    taken = connection.execute(
-        _take(len(slots), per_target=policy.per_target is not None), {**values, **times, **limits, "claimer": owner}
-    )
+    statement = _take(connection.dialect.name, len(slots), per_target=policy.per_target is not None)
+    told = {"worker": owner, "before": PENDING}
+    taken = run_telling(connection, statement, {**values, **times, **limits, **told})
     rows = sorted(taken, key=lambda row: (row.claim_order or 0, row.id))
     _start_parents(connection, sorted({row.parent_id for row in rows if row.parent_id}), now)
-    tell_tasks(connection, CLAIMED, [row.id for row in rows], now, before=PENDING, owner=owner)
     return [_task(row, policy) for row in rows]
 
 
 # Statements are made once for each number of services: putting one together takes longer than running it.
 @cache
-def _take(services: int, *, per_target: bool) -> UpdateBase:
+def _take(dialect: str, services: int, *, per_target: bool) -> Executable:
     # Materialized: as a part of a join, rows could be locked more than once, and more of them than are claimed.
     picked = _due(services, per_target=per_target).cte("picked").prefix_with("MATERIALIZED", dialect="postgresql")
-    return (
+    taken = (
         update(analysis_tasks)
         .where(tasks.id.in_(select(picked.c.id)), tasks.status == PENDING)
         .values(
             status=RUNNING,
             attempt=tasks.attempt + 1,
-            lease_owner=bindparam("claimer"),
+            lease_owner=bindparam("worker"),
             lease_expires_at=bindparam("lease_end"),
             deadline_at=seconds_after(NOW, _seconds()),
             next_attempt_at=None,
@@ -115,6 +115,7 @@ def _take(services: int, *, per_target: bool) -> UpdateBase:
         )
         .returning(*_COLUMNS)
     )
+    return telling(dialect, taken)
 
 
 def _due(services: int, *, per_target: bool) -> Select[Any]:
@@ -165,6 +166,9 @@ _COLUMNS = (
     tasks.parent_id,
     tasks.pipeline_id,
     tasks.claim_order,
+    tasks.status,
+    tasks.error_message,
+    literal(CLAIMED, Text()).label("kind"),
 )
 
 

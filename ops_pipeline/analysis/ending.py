@@ -17,10 +17,10 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import JSON, Connection, Integer, Text, UpdateBase, bindparam, case, literal, null, update
+from sqlalchemy import JSON, Connection, Executable, Integer, Text, bindparam, case, literal, null, update
 
 from ops_pipeline.analysis.breakers import record_failures, record_successes
-from ops_pipeline.analysis.events import ENDED, HANDED_BACK, POSTPONED, tell_tasks
+from ops_pipeline.analysis.events import ENDED, POSTPONED, run_telling, telling
 from ops_pipeline.analysis.following import Ended, follow
 from ops_pipeline.analysis.policy import Policy
 from ops_pipeline.analysis.states import TRANSIENT, Ending, Result, ending_of
@@ -78,11 +78,6 @@ def finish(
     endings = [(result, ending_of(result, policy, now, jitter())) for result in results]
     written = _write(connection, owner, endings, now)
     ended = [task for task in written if task.status in TERMINAL]
-    waiting = [task.id for task in written if task.status == PENDING]
-    tell_tasks(connection, ENDED, [task.id for task in ended], now, before=RUNNING, owner=owner)
-    postponed = {result.task.id for result in results if result.error_class == TRANSIENT}
-    for kind, ids in ((POSTPONED, postponed.intersection(waiting)), (HANDED_BACK, set(waiting) - postponed)):
-        tell_tasks(connection, kind, sorted(ids), now, before=RUNNING, owner=owner)
     _judge_services(connection, results, {task.id for task in written}, policy, now)
     follow(connection, [Ended(task.id, task.parent_id, task.pipeline_id) for task in ended], now)
     return {task.id: task.status for task in written}
@@ -103,21 +98,21 @@ def _write(connection: Connection, owner: str, endings: Sequence[tuple[Result, E
         }
         for result, ending in sorted(endings, key=lambda pair: pair[0].task.id)
     ]
-    values = {"sent": json_text(rows), "ender": owner, "now": now}
-    return list(connection.execute(_end(connection.dialect.name), values))
+    values = {"sent": json_text(rows), "worker": owner, "before": RUNNING, "now": now}
+    return run_telling(connection, _end(connection.dialect.name), values)
 
 
 @cache
-def _end(dialect: str) -> UpdateBase:
+def _end(dialect: str) -> Executable:
     sent, now = sent_rows(dialect, "sent", SENT), bindparam("now", type_=UtcDateTime())
     cancelled = tasks.cancel_requested_at.is_not(None)
     status = case((cancelled, literal(CANCELLED)), else_=sent.c.status)
-    return (
+    ended = (
         update(analysis_tasks)
         .where(
             tasks.id == sent.c.id,
             tasks.attempt == sent.c.attempt,
-            tasks.lease_owner == bindparam("ender"),
+            tasks.lease_owner == bindparam("worker"),
             tasks.status == RUNNING,
         )
         .values(
@@ -134,8 +129,12 @@ def _end(dialect: str) -> UpdateBase:
             deadline_at=None,
             updated_at=now,
         )
-        .returning(tasks.id, tasks.status, tasks.parent_id, tasks.pipeline_id)
+        .returning(
+            *(tasks.id, tasks.attempt, tasks.status, tasks.error_message, tasks.parent_id, tasks.pipeline_id),
+            case((tasks.status == PENDING, literal(POSTPONED, Text())), else_=literal(ENDED, Text())).label("kind"),
+        )
     )
+    return telling(dialect, ended)
 
 
 def _judge_services(

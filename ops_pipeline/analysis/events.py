@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Insert, Text, bindparam, func, insert, select
+from sqlalchemy import Connection, Executable, Insert, Text, bindparam, func, insert, select
 
 from ops_pipeline.analysis.tables import analysis_tasks, task_events
 from ops_pipeline.database.expressions import AnyOf
 from ops_pipeline.database.types import TextList, UtcDateTime
 
-CLAIMED, ENDED, POSTPONED, HANDED_BACK = "claimed", "ended", "postponed", "handed back"
+CLAIMED, ENDED, POSTPONED = "claimed", "ended", "postponed"
 LOST, RETURNED, CANCEL, RETRY, PROGRESS = "lease lost", "returned", "cancel asked for", "retry", "progress"
+_NAMES = ["task_id", "at", "kind", "attempt", "owner", "before", "after", "reason"]
 RELEASED, AGGREGATED, SUBMITTED, HELD = "released", "aggregated", "submitted", "held"
 
 
@@ -57,6 +58,54 @@ def _tell() -> Insert:
 
 # Made once: putting a statement together takes longer than running it.
 _TELL = _tell()
+
+
+def telling(dialect: str, change: Any) -> Executable:
+    """A change of tasks that writes their events with it: on PostgreSQL one statement, half the work of two.
+
+    Args:
+        dialect: `postgresql` or `sqlite`.
+        change: an UPDATE of `analysis_tasks` that returns `kind`, `id`, `attempt`, `status` and `error_message`.
+    """
+    if dialect != "postgresql":
+        return change
+    changed = change.cte("changed")
+    row = changed.c
+    given = [bindparam(name, type_=Text()) for name in ("worker", "before")]
+    told = select(
+        row.id,
+        bindparam("now", type_=UtcDateTime()),
+        row.kind,
+        row.attempt,
+        *given,
+        row.status,
+        func.coalesce(row.error_message, ""),
+    )
+    return select(changed).add_cte(insert(task_events).from_select(_NAMES, told).cte("told"))
+
+
+def run_telling(connection: Connection, statement: Executable, values: Mapping[str, Any]) -> list[Any]:
+    """Run what `telling` made; among the values are `now`, `worker` and the status `before`.
+
+    Returns:
+        What the change returned.
+    """
+    rows = list(connection.execute(statement, values).all())
+    if rows and connection.dialect.name != "postgresql":
+        common = {"at": values["now"], "owner": values["worker"], "before": values["before"]}
+        events = [
+            {
+                "task_id": row.id,
+                "kind": row.kind,
+                "attempt": row.attempt,
+                "after": row.status,
+                "reason": row.error_message or "",
+                **common,
+            }
+            for row in rows
+        ]
+        connection.execute(insert(task_events), events)
+    return rows
 
 
 def tell_progress(connection: Connection, owner: str, frames: Sequence[Mapping[str, Any]], now: datetime) -> None:
