@@ -16,10 +16,10 @@ import time
 
 async def pgqueuer(url: str, tasks: int, batch: int) -> float:
     """Tasks through PgQueuer, one worker, as its own benchmark runs it."""
-    import asyncpg  # noqa: PLC0415  # ty: ignore[unresolved-import]
-    from pgqueuer import PgQueuer  # noqa: PLC0415  # ty: ignore[unresolved-import]
-    from pgqueuer.db import AsyncpgDriver  # noqa: PLC0415  # ty: ignore[unresolved-import]
-    from pgqueuer.types import QueueExecutionMode  # noqa: PLC0415  # ty: ignore[unresolved-import]
+    import asyncpg  # noqa: PLC0415  # ty: ignore[import-not-found]
+    from pgqueuer import PgQueuer  # noqa: PLC0415  # ty: ignore[import-not-found]
+    from pgqueuer.db import AsyncpgDriver  # noqa: PLC0415  # ty: ignore[import-not-found]
+    from pgqueuer.types import QueueExecutionMode  # noqa: PLC0415  # ty: ignore[import-not-found]
 
     connection = await asyncpg.connect(url)
     worker = PgQueuer(AsyncpgDriver(connection))
@@ -45,13 +45,13 @@ async def pgqueuer(url: str, tasks: int, batch: int) -> float:
 
 async def procrastinate(url: str, tasks: int, concurrency: int) -> float:
     """Tasks through procrastinate, one worker that ends when there is nothing left."""
-    from procrastinate import App, PsycopgConnector  # noqa: PLC0415  # ty: ignore[unresolved-import]
+    from procrastinate import App, PsycopgConnector  # noqa: PLC0415  # ty: ignore[import-not-found]
 
     app = App(connector=PsycopgConnector(conninfo=url))
     done = 0
 
     @app.task(name="noop")
-    async def noop(number: int) -> None:  # noqa: ARG001
+    async def noop(number: int) -> None:
         nonlocal done
         done += 1
 
