@@ -20,6 +20,7 @@ from ops_pipeline.hypervisor.filters.model import (
     default_priority,
 )
 from ops_pipeline.hypervisor.filters.rules import Refused, bounded, from_json, rules_of
+from ops_pipeline.hypervisor.filters.xml_text import render
 
 Row = Mapping[str, Any]
 
@@ -35,12 +36,14 @@ class Desired:
 
     Attributes:
         filters: by name in libvirt.
+        texts: their XML.
         refused: why a filter of the database cannot be defined, by its name in libvirt; what stands on the hosts
             under that name is left as it is.
         labels: what an operator calls each of them.
     """
 
     filters: Mapping[str, Filter] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
 
@@ -77,7 +80,8 @@ def desired_of(
             made[name] = _filter(row, rules_by[row["id"]], references_by[row["id"]], names, prefix)
         except Refused as error:
             refused[name] = f"{row['name']} ({name}): {error}"
-    return Desired(made, refused, {row["internal_name"]: row["name"] for row in rows})
+    texts = {name: render(one) for name, one in made.items()}
+    return Desired(made, texts, refused, {row["internal_name"]: row["name"] for row in rows})
 
 
 def _filter(

@@ -109,10 +109,11 @@ def plan_host(
             kept={"(all)": "libvirt's driver of this host knows no network filters"} if desired.names else {}
         )
     orders, reasons, kept, failed = _definitions(desired, look)
+    names = desired.names
     ours = {name: one for name, one in look.filters.items() if name.startswith(policy.prefix)}
-    orphans = {name: one for name, one in ours.items() if name not in desired.names}
+    orphans = {name: one for name, one in ours.items() if name not in names}
     due = {name: first_seen.get(orphan_key(name, one.uuid), now) + policy.orphan_age for name, one in orphans.items()}
-    removals, kept_orphans = removals_of(look, orphans, due, now, anything_desired=bool(desired.names))
+    removals, kept_orphans = removals_of(look, orphans, due, now, anything_desired=bool(names))
     objection = policy.limit.objection(Plan(tuple(Change(name, REMOVE, "") for name in removals), scanned=len(ours)))
     return HostPlan(
         orders=orders,
@@ -136,7 +137,7 @@ def _definitions(
     kept: dict[str, str] = {}
     for name, wanted in desired.filters.items():
         live = look.filters.get(name)
-        reason, oddity = _compare(wanted, live, holders)
+        reason, oddity = _compare(wanted, desired.texts[name], live, holders)
         if reason:
             differing[name] = wanted, reason
         if oddity:
@@ -156,7 +157,7 @@ def _definitions(
     return tuple(orders), {name: reason for name, (_, reason) in differing.items()}, kept, failed
 
 
-def _compare(wanted: Filter, live: LiveFilter | None, holders: Mapping[str, str]) -> tuple[str, str]:
+def _compare(wanted: Filter, text: str, live: LiveFilter | None, holders: Mapping[str, str]) -> tuple[str, str]:
     """Why a filter must be defined, and what is odd about it; either may be empty."""
     if live is None:
         holder = holders.get(wanted.uuid)
@@ -164,7 +165,7 @@ def _compare(wanted: Filter, live: LiveFilter | None, holders: Mapping[str, str]
         return "it is missing", oddity
     oddity = "" if live.uuid == wanted.uuid else f"it has the UUID {live.uuid} on this host, and keeps it"
     # Most are equal by their text, which is far cheaper than reading them.
-    if live.xml == render(wanted, live.uuid):
+    if live.xml == text or (oddity and live.xml == render(wanted, live.uuid)):
         return "", oddity
     try:
         return difference(parse(live.xml), wanted), oddity

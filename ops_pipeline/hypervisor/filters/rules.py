@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from typing import Any
 
 from ops_pipeline.hypervisor.filters.model import ACTIONS, DIRECTIONS, LEAST_PRIORITY, MOST_PRIORITY, Rule
@@ -72,26 +71,19 @@ def rules_of(rows: Iterable[tuple[Any, ...]]) -> tuple[Rule, ...]:
         Refused: naming the rule.
     """
     found: list[tuple[int, str, tuple[Rule, ...]]] = []
-    for id_, _, *fields in rows:
+    for whole in rows:
         try:
-            made = rules_for(tuple(fields))
+            made = _rules(whole[2:])
         except (Refused, ValueRefused) as error:
-            row = dict(zip(FIELDS, fields, strict=True))
-            raise Refused(f"rule {id_} ({row['action']} {row['direction']} {row['protocol']}): {error}") from None
-        found.append((made[0].priority, str(id_), made))
+            row = dict(zip(FIELDS, whole[2:], strict=True))
+            raise Refused(f"rule {whole[0]} ({row['action']} {row['direction']} {row['protocol']}): {error}") from None
+        found.append((made[0].priority, str(whole[0]), made))
     found.sort(key=lambda entry: entry[:2])
     return tuple(rule for _, _, made in found for rule in made)
 
 
-@lru_cache(maxsize=100_000)
-def rules_for(fields: tuple[Any, ...]) -> tuple[Rule, ...]:
-    """What one row stands for: a rule, or one for each version of IP.
-
-    Remembered, since a sync reads the same rows before, while and after it looks at the hosts.
-
-    Raises:
-        Refused: libvirt would take it for something else.
-    """
+def _rules(fields: tuple[Any, ...]) -> tuple[Rule, ...]:
+    """What one row stands for: a rule, or one for each version of IP."""
     row = dict(zip(FIELDS, fields, strict=True))
     action, direction, priority = row["action"], row["direction"], row["priority"]
     if action not in ACTIONS:

@@ -50,11 +50,19 @@ class Firewall:
 
 @dataclass(frozen=True)
 class Looked:
-    """What the hosts have; made before the database is read, so that what is new in both is no orphan."""
+    """What the hosts have; looked at before the database is read, so that what is new in both is no orphan.
+
+    Attributes:
+        hosts: all of them.
+        looks: at those that answered.
+        unreachable: why the others did not.
+        early: what was wanted before; saves making it again, and is not what counts.
+    """
 
     hosts: tuple[Host, ...]
     looks: Mapping[str, FilterLook]
     unreachable: Mapping[str, str]
+    early: Wanted | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -142,11 +150,10 @@ def look(firewall: Firewall) -> Looked:
     with reading(firewall.engine) as connection:
         hosts = read_hosts(connection, firewall.local_uri)
     with ThreadPoolExecutor(1) as background:
-        # Read in vain but for what is remembered of it: when the hosts have answered, only what is new is to be made.
+        # What is wanted is made of its rows while the hosts answer; afterwards only the rows are read once more.
         reader = background.submit(read_wanted, firewall.engine, firewall.policy.prefix)
         answers = ask_hosts(hosts, f"{LIVE}:look_at_filters", deadline_seconds=firewall.look_seconds)
-    reader.exception()
-    return _looked(hosts, answers)
+    return replace(_looked(hosts, answers), early=reader.result())
 
 
 def _looked(hosts: Sequence[Host], answers: Mapping[str, Answer]) -> Looked:
@@ -160,7 +167,7 @@ def plan(firewall: Firewall, looked: Looked) -> Planned:
     Raises:
         PlanRefused: filters include each other in a circle, or one that does not exist.
     """
-    wanted = read_wanted(firewall.engine, firewall.policy.prefix)
+    wanted = read_wanted(firewall.engine, firewall.policy.prefix, looked.early)
     check_structure(wanted.desired)
     hosts = {
         host_id: plan_host(wanted.desired, found, firewall.policy, wanted.first_seen(host_id), wanted.now)

@@ -5,7 +5,6 @@ What belongs here: both directions of one format. That they are the same spellin
 
 from __future__ import annotations
 
-from functools import lru_cache
 from xml.etree import ElementTree
 
 from ops_pipeline.hypervisor.filters.model import RULE_PRIORITY, Filter, Reference, Rule, Values
@@ -40,7 +39,6 @@ def _reference(one: Reference) -> str:
     return f"{start}>\n{''.join(inner)}  </filterref>\n"
 
 
-@lru_cache(maxsize=100_000)
 def _rule(one: Rule) -> str:
     state_match = "" if one.state_match else " statematch='false'"
     values = "".join(f" {name}='{_escaped(value)}'" for name, value in one.values)

@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ops_pipeline.hypervisor.filters.desired import Desired
@@ -236,6 +236,7 @@ def test_a_variable_that_libvirt_would_drop_is_refused(parameters: Any) -> None:
     )
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.randoms(use_true_random=False))
 def test_the_order_of_rows_is_irrelevant(shuffler: random.Random) -> None:
     filters = [filter_row(name) for name in "abcd"]

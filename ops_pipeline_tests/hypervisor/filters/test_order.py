@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ops_pipeline.hypervisor.filters.order import dependency_order
@@ -14,6 +14,7 @@ from ops_pipeline_tests.hypervisor.filters.samples import desired, filter_row, l
 EDGES = st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=40)
 
 
+@settings(deadline=None, max_examples=50)
 @given(EDGES, st.randoms(use_true_random=False))
 def test_what_is_included_comes_first_and_each_filter_once(edges: list[tuple[int, int]], shuffler: object) -> None:
     """Diamonds included: a filter that two others include is visited once."""

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ops_pipeline.hypervisor.filters.desired import Desired
@@ -65,10 +65,12 @@ def interface(name: str, device: str = "") -> Interface:
 WEB = desired([filter_row("web")], [rule_row("web", protocol="tcp", dst_port_start=80)])
 
 
-@given(st.lists(filters(), max_size=4), st.lists(filters(), max_size=4))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(filters(), max_size=3), st.lists(filters(), max_size=3))
 def test_a_second_plan_is_empty(wanted: list[Filter], present: list[Filter]) -> None:
     names = {one.name: replace(one, references=()) for one in wanted}
-    goal = Desired(names, {}, dict.fromkeys(names, "label"))
+    texts = {name: render(one) for name, one in names.items()}
+    goal = Desired(names, texts, {}, dict.fromkeys(names, "label"))
     found = look(*{one.name: one for one in present}.values())
     first = planned(goal, found)
     after = apply(first, found)

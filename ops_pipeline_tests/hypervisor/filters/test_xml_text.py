@@ -14,7 +14,7 @@ from ops_pipeline_tests.hypervisor.libvirt_servers import LibvirtServer
 NAME = f"{PREFIX}sample"
 
 
-@settings(max_examples=150)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(filters())
 def test_what_is_written_is_read_again_as_the_same_filter(one: Filter) -> None:
     assert parse(render(one)) == one
