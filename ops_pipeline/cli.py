@@ -88,11 +88,12 @@ def _check_elsewhere(settings: Settings) -> list[Check]:
 
 
 def _check_tables(settings: Settings) -> list[Check]:
+    from ops_pipeline.hypervisor.checks import check_hosts  # noqa: PLC0415
     from ops_pipeline.usage.checks import check_usage  # noqa: PLC0415
 
     engine = connect(settings.operations_url())
     try:
-        return check_usage(engine, settings.model_call_stats_start)
+        return [*check_hosts(engine, settings), *check_usage(engine, settings.model_call_stats_start)]
     finally:
         engine.dispose()
 
@@ -152,6 +153,22 @@ def demo(
                 stop=stopped.is_set,
                 told=click.echo,
             )
+
+
+@main.command("demo-machines")
+@click.option("--live", is_flag=True, help="Go on changing their states until Ctrl-C.")
+def demo_machines(*, live: bool) -> None:
+    """Write demo machines on hosts of libvirt's test driver, unless there are machines or hosts already."""
+    from ops_pipeline.hypervisor import demo as fleet  # noqa: PLC0415
+
+    with _operations() as (settings, engine), _files("Correct DAGSTER_HOME, or the owner of that folder."):
+        if settings.libvirt_uri or _has_real_calls(settings):
+            click.echo("LIBVIRT_URI is set, or the database holds real calls: no demo machines written.")
+            return
+        click.echo(fleet.write_demo(engine, settings.dagster_home, seed=1))
+        if live:
+            stopped = _stopped_by_signal()
+            fleet.live(engine, settings.dagster_home, 1, lambda seconds: _ignore(stopped.wait(seconds)), stopped.is_set)
 
 
 @main.command()

@@ -15,6 +15,7 @@ if ! flock --nonblock 9; then
 fi
 "$bin/ops-pipeline" migrate
 "$bin/ops-pipeline" demo --days 7 --if-empty
+"$bin/ops-pipeline" demo-machines
 # One process from here on, which becomes each command in turn: the demo's Redis ends with it, however it ends.
 # shellcheck disable=SC2016
 exec "$bin/ops-pipeline" with-demo-redis \

@@ -60,6 +60,13 @@ def launched(home: Deployment) -> list[bool]:
     return home.run_requests(requests, JOB)
 
 
+def skipped(home: Deployment) -> str:
+    """What the sensor says."""
+    reason = home.sense(SENSOR).skip_reason
+    assert reason is not None
+    return str(reason.skip_message)
+
+
 def checks(home: Deployment) -> list[AssetCheckKey]:
     keys = home.definitions.resolve_asset_graph().asset_check_keys
     return [key for key in keys if key.asset_key == AssetKey("machines")]
@@ -204,19 +211,43 @@ def test_when_the_database_fails_a_run_is_launched_so_that_it_is_seen(small: Dep
     assert launched(small) == [False]
 
 
-def test_the_sensor_asks_for_a_run_when_a_status_differs_and_only_once(small: Deployment, file: Path) -> None:
-    launched(small)
-    first = small.sense(SENSOR)
-    assert (first.run_requests, first.skip_reason) == ([], SkipReason("2 machines on 1 hosts in sync."))
+def test_the_sensor_writes_a_few_changes_itself_and_shows_them(home: Deployment, file: Path) -> None:
+    """A run takes longer to start than a change made outside the platform may stay unknown."""
+    launched(home)
+    assert skipped(home) == "2 machines on 1 hosts in sync."
     fleet(file, [TestDomain("a", OFF), TestDomain("b")])
+    assert skipped(home) == "1 machines changed, 0 by others meanwhile: a: running -> stopped."
+    assert statuses(home.engine) == {"a": "stopped", "b": "running"}
+    outcome = rows(home.engine, job_outcomes)[-1]
+    assert (outcome["job"], outcome["changed"], outcome["status"]) == (SENSOR, 1, "success")
+    observed = home.instance.fetch_observations(AssetKey("machines"), limit=1).records[0].asset_observation
+    assert observed is not None
+    assert "| a | stopped | running |" in str(observed.metadata["changes"].value)
+    assert skipped(home) == "2 machines on 1 hosts in sync."
+    assert tick(home) == "2 machines on 1 hosts in sync."
+
+
+def test_the_sensor_leaves_many_changes_to_a_run(small: Deployment, file: Path) -> None:
+    names = [f"vm{number}" for number in range(101)]
+    add_machines(small.engine, *({"id": name, "status": "off"} for name in names))
+    fleet(file, [TestDomain(name) for name in ("a", "b", *names)])
     before = rows_of(small.engine)
-    second = small.sense(SENSOR, first.cursor)
-    assert len(second.run_requests or []) == 1
+    requests = small.sense(SENSOR).run_requests or []
+    assert (len(requests), rows_of(small.engine)) == (1, before)
+    assert small.run_requests(requests, JOB) == [True]
+    assert set(statuses(small.engine).values()) == {"running"}
+
+
+def test_the_sensor_believes_no_more_than_the_job(small: Deployment, file: Path) -> None:
+    names = [f"vm{number}" for number in range(10)]
+    add_machines(small.engine, *({"id": name, "status": "running"} for name in names))
+    fleet(file, [*(TestDomain(name, OFF) for name in names), TestDomain("a"), TestDomain("b")])
+    before = rows_of(small.engine)
+    skipped(small)
+    file.unlink()
+    skipped(small)
     assert rows_of(small.engine) == before
-    third = small.sense(SENSOR, second.cursor)
-    assert third.skip_reason == SkipReason("A run was launched for these changes already.")
-    assert small.run_requests(second.run_requests or [], JOB) == [True]
-    assert small.sense(SENSOR, third.cursor).skip_reason == SkipReason("2 machines on 1 hosts in sync.")
+    assert rows(small.engine, hypervisor_hosts) == []
 
 
 def test_the_sensor_leaves_a_host_that_is_known_not_to_answer_to_the_schedule(small: Deployment, file: Path) -> None:
@@ -224,8 +255,9 @@ def test_the_sensor_leaves_a_host_that_is_known_not_to_answer_to_the_schedule(sm
     add_host(small.engine, "bad", NOWHERE, state="unreachable", reason="nothing answers")
     with writing(small.engine) as connection:
         connection.execute(update(machines).values(host_id="good", status="off"))
-    found = small.sense(SENSOR)
-    assert len(found.run_requests or []) == 1
+    hosts = rows(small.engine, hypervisor_hosts)
+    assert skipped(small).startswith("2 machines changed")
+    assert rows(small.engine, hypervisor_hosts) == hosts
 
 
 def test_the_checks_can_be_run_by_hand_and_write_nothing(small: Deployment, file: Path) -> None:

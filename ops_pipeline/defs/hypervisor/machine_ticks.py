@@ -10,15 +10,16 @@ from datetime import UTC, datetime
 from dagster import (
     AssetCheckResult,
     AssetChecksDefinition,
+    AssetObservation,
     DefaultScheduleStatus,
     DefaultSensorStatus,
     JobDefinition,
+    MetadataValue,
     RunRequest,
     ScheduleDefinition,
     ScheduleEvaluationContext,
     SensorDefinition,
     SensorEvaluationContext,
-    SensorResult,
     SkipReason,
     multi_asset_check,
     schedule,
@@ -27,17 +28,21 @@ from dagster import (
 
 from ops_pipeline.database.engine import reading
 from ops_pipeline.defs.hypervisor.machine_checks import check_results, check_specs
-from ops_pipeline.defs.hypervisor.machines import JOB, MACHINES, scene_of
+from ops_pipeline.defs.hypervisor.machines import JOB, MACHINES, plan_text, scene_of
 from ops_pipeline.defs.looking import look_first
+from ops_pipeline.defs.metadata import outcome_metadata
 from ops_pipeline.defs.resources import OperationsDatabase
 from ops_pipeline.defs.runs import in_flight_text, resting_until
 from ops_pipeline.hypervisor.hosts import UNREACHABLE
-from ops_pipeline.hypervisor.machines.news import NO_HOSTS, changes_key, news_of, problems_text
-from ops_pipeline.hypervisor.machines.plans import plan_statuses
-from ops_pipeline.hypervisor.machines.sync import apply, counts_text, look
-from ops_pipeline.operations.outcomes import last_details
+from ops_pipeline.hypervisor.machines.news import NO_HOSTS, news_of, problems_text
+from ops_pipeline.hypervisor.machines.plans import StatusPlan, plan_statuses
+from ops_pipeline.hypervisor.machines.sync import Applied, apply, apply_changes, counts_text, look, outcome_of
+from ops_pipeline.operations.outcomes import last_details, record_outcome
 from ops_pipeline.settings import Settings
 
+SENSOR = "vm_events_sensor"
+MOST_CHANGES = 100
+"""More changes than this at once are left to a run, which shows them all."""
 QUICK_SECONDS = 5.0
 """The sensor's deadline for a host: one that hangs is left to the schedule, which marks it."""
 
@@ -76,35 +81,58 @@ def status_schedule(settings: Settings, job: JobDefinition) -> ScheduleDefinitio
 
 
 def events_sensor(settings: Settings) -> SensorDefinition:
-    """Build the sensor that sees changes made outside the platform within seconds."""
+    """Build the sensor that sees changes made outside the platform within seconds.
+
+    It writes a few changes itself, under the same rules, limits and guards as the job: a run would take longer to
+    start than all the rest. What is more than a few, and what only needs to be told, is left to runs.
+    """
 
     @sensor(
-        name="vm_events_sensor",
+        name=SENSOR,
         # By name: a sensor that holds a job made of ops is copied when resources are bound, and warns of a beta then.
         job_name=JOB,
         minimum_interval_seconds=settings.vm_events_seconds,
         default_status=DefaultSensorStatus.RUNNING,
         description="Looks at the hosts every few seconds, so that what happens outside the platform is known soon.",
     )
-    def sense(context: SensorEvaluationContext, database: OperationsDatabase) -> SensorResult:
+    def sense(context: SensorEvaluationContext, database: OperationsDatabase) -> RunRequest | SkipReason:
         busy = in_flight_text(context.instance, JOB)
         if busy:
-            return SensorResult(skip_reason=SkipReason(busy), cursor=context.cursor)
+            return SkipReason(busy)
+        started = datetime.now(UTC)
         scene = scene_of(settings, database)
         quick = replace(scene, deadline_seconds=min(QUICK_SECONDS, scene.deadline_seconds))
         seen = look(quick, lambda host: host.state != UNREACHABLE)
         if not seen.hosts:
-            return SensorResult(skip_reason=SkipReason(NO_HOSTS), cursor=context.cursor)
+            return SkipReason(NO_HOSTS)
         planned = plan_statuses(seen, scene.limits)
-        key = changes_key(planned)
         if not planned.changes:
-            return SensorResult(skip_reason=SkipReason(counts_text(seen, planned)), cursor="")
-        if key == context.cursor:
-            # A run that could not write them would otherwise be launched every few seconds; the schedule tries again.
-            return SensorResult(skip_reason=SkipReason("A run was launched for these changes already."), cursor=key)
-        return SensorResult(run_requests=[RunRequest()], cursor=key)
+            return SkipReason(counts_text(seen, planned))
+        if len(planned.changes) > MOST_CHANGES:
+            return RunRequest()
+        applied = apply_changes(scene, seen, planned)
+        return SkipReason(_tell(context, database, started, planned, applied))
 
     return sense
+
+
+def _tell(
+    context: SensorEvaluationContext,
+    database: OperationsDatabase,
+    started: datetime,
+    planned: StatusPlan,
+    applied: Applied,
+) -> str:
+    """Show what was written without a run: on the asset, and in `job_outcomes` under the sensor's name."""
+    outcome = replace(outcome_of(planned, applied), failed=0)
+    changes = [f"{one.label}: {one.write.before} -> {one.write.after}" for one in planned.changes]
+    record_outcome(
+        database.engine, job=SENSOR, run_id="", started_at=started, outcome=outcome, details={"changes": changes}
+    )
+    words = f"{applied.changed} machines changed, {applied.skipped} by others meanwhile: {', '.join(changes[:10])}."
+    metadata = {**outcome_metadata(outcome), "changes": MetadataValue.md(plan_text(planned))}
+    context.instance.report_runless_asset_event(AssetObservation(MACHINES, description=words, metadata=metadata))
+    return words
 
 
 def status_checks(settings: Settings) -> AssetChecksDefinition:

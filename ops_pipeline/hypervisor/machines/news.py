@@ -53,13 +53,6 @@ def findings_key(findings: Iterable[Finding]) -> str:
     return _digest(f"{finding.kind} {finding.host} {finding.key}" for finding in findings)
 
 
-def changes_key(planned: StatusPlan) -> str:
-    """A short text that is the same for the same changes."""
-    return _digest(
-        f"{change.write.observation.id} {change.write.before} {change.write.after}" for change in planned.changes
-    )
-
-
 def _digest(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
 

@@ -99,11 +99,16 @@ def plan(scene: Scene, seen: Observed, sleep: Callable[[float], None]) -> Status
 
 def apply(scene: Scene, seen: Observed, planned: StatusPlan) -> Applied:
     """Write a plan; a second pass right after it writes nothing."""
-    engine = scene.engine
+    changed = apply_changes(scene, seen, planned)
+    observed = write_observations(scene.engine, planned.seen, seen.looked_at) if planned.seen else 0
+    return replace(changed, observed=observed, hosts=mark(scene, seen, planned))
+
+
+def apply_changes(scene: Scene, seen: Observed, planned: StatusPlan) -> Applied:
+    """Write the changes of a plan only: no observation of other machines, and nothing about hosts."""
     changes = [change.write for change in planned.changes]
-    done = write_changes(engine, changes, seen.looked_at) if changes else set()
-    observed = write_observations(engine, planned.seen, seen.looked_at) if planned.seen else 0
-    return Applied(len(done), len(changes) - len(done), observed, mark(scene, seen, planned))
+    done = write_changes(scene.engine, changes, seen.looked_at) if changes else set()
+    return Applied(len(done), len(changes) - len(done))
 
 
 def mark(scene: Scene, seen: Observed, planned: StatusPlan) -> int:
