@@ -62,6 +62,8 @@ from ops_pipeline.settings import Settings
 JOB = "update_graphics_information"
 GPUS = "gpus"
 CHECK = "gpus_without_conflicts"
+KEPT_CONFLICTS = 1000
+"""So many are kept with the outcome of a run."""
 
 
 class PlanConfig(Config):
@@ -255,7 +257,7 @@ def _apply(context: OpExecutionContext, setup: GraphicsSetup, planned: Planned) 
         started_at=started,
         outcome=outcome,
         details={
-            "conflicts": [f"{one.host_id} {one.address} {one.text}" for one in planned.plan.conflicts],
+            "conflicts": [f"{one.host_id} {one.address} {one.text}" for one in planned.plan.conflicts[:KEPT_CONFLICTS]],
             "problems": problems,
         },
     )
