@@ -19,20 +19,23 @@ from xml.sax.saxutils import escape
 from sqlalchemy import Connection, Engine, exists, insert, select, update
 
 from ops_pipeline.database.engine import database_now, reading, writing
-from ops_pipeline.hypervisor.tables import hypervisor_hosts, machines
+from ops_pipeline.hypervisor.graphics.demo import demo_gpus
+from ops_pipeline.hypervisor.tables import gpu_assignments, hypervisor_hosts, machines
 
 NAMES = ("web", "api", "db", "cache", "ci", "mail", "lab", "desk", "train", "render")
 RUNNING, PAUSED, SHUTOFF, CRASHED = 1, 3, 5, 6
+STRANGER = "somebodys-test-rig"
+WITH_GPUS = ("desk-107", "train-108", "train-118", "render-109", STRANGER)
 NAMESPACE = uuid.UUID("6c9c2b5e-6f0e-4c7a-9d8e-0a4b7f0c2d11")
 
 
 @dataclass(frozen=True)
 class DemoDomain:
-    """A domain of the demo: its name, libvirt's number of its state, and the addresses of GPUs that it has."""
+    """A domain of the demo: its name, libvirt's number of its state, and its devices of the host, in XML."""
 
     name: str
     state: int
-    gpus: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
 
     @property
     def uuid(self) -> str:
@@ -42,11 +45,11 @@ class DemoDomain:
 
 @dataclass(frozen=True)
 class DemoHost:
-    """A host of the demo, and the PCI addresses of its GPUs."""
+    """A host of the demo, and its node devices, in XML."""
 
     name: str
     domains: tuple[DemoDomain, ...]
-    gpus: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
 
 
 def demo_hosts(seed: int) -> list[DemoHost]:
@@ -60,12 +63,12 @@ def demo_hosts(seed: int) -> list[DemoHost]:
         ]
         domains[3] = replace(domains[3], state=CRASHED)
         hosts.append(DemoHost(f"demo-host-{number}", tuple(domains)))
-    extra = DemoDomain("somebodys-test-rig", RUNNING)
-    gpus = ("0000:3b:00.0", "0000:af:00.0")
-    with_gpu = tuple(
-        replace(one, gpus=gpus[:1], state=RUNNING) if one.name == "train-108" else one for one in hosts[0].domains
+    gpus = demo_gpus(WITH_GPUS)
+    with_gpus = tuple(
+        replace(one, state=RUNNING, devices=gpus.hostdevs[one.name]) if one.name in gpus.hostdevs else one
+        for one in (*hosts[0].domains, DemoDomain(STRANGER, RUNNING))
     )
-    return [replace(hosts[0], domains=(*with_gpu, extra), gpus=gpus), hosts[1]]
+    return [replace(hosts[0], domains=with_gpus, devices=gpus.devices), hosts[1]]
 
 
 def write_demo(engine: Engine, folder: Path, seed: int) -> str:
@@ -82,6 +85,7 @@ def write_demo(engine: Engine, folder: Path, seed: int) -> str:
             connection.execute(insert(hypervisor_hosts).values(id=host.name, libvirt_uri=f"test://{path}"))
             _write_machines(connection, host)
         _make_odd(connection, hosts[0])
+        _write_assignments(connection, hosts[0])
     count = sum(len(host.domains) for host in hosts)
     return f"A demo fleet of {count} domains on {len(hosts)} hosts of libvirt's test driver written to {folder}."
 
@@ -97,37 +101,15 @@ def write_host(folder: Path, host: DemoHost) -> Path:
 
 def host_xml(host: DemoHost) -> str:
     """The fleet as the test driver reads it."""
-    return f"<node>{''.join(map(_domain, host.domains))}{''.join(map(_gpu, host.gpus))}</node>"
+    return f"<node>{''.join(map(_domain, host.domains))}{''.join(host.devices)}</node>"
 
 
 def _domain(domain: DemoDomain) -> str:
-    devices = "".join(
-        f"<hostdev mode='subsystem' type='pci'><source>{_address(one)}</source></hostdev>" for one in domain.gpus
-    )
     return (
         "<domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>"
         f"<name>{escape(domain.name)}</name><uuid>{domain.uuid}</uuid>"
         f"<test:runstate>{domain.state}</test:runstate><memory>4194304</memory><vcpu>4</vcpu>"
-        f"<os><type>hvm</type></os><devices>{devices}</devices></domain>"
-    )
-
-
-def _address(text: str) -> str:
-    domain, bus, rest = text.split(":")
-    slot, function = rest.split(".")
-    return f"<address domain='0x{domain}' bus='0x{bus}' slot='0x{slot}' function='0x{function}'/>"
-
-
-def _gpu(address: str) -> str:
-    domain, bus, rest = address.split(":")
-    slot, function = rest.split(".")
-    return (
-        f"<device><name>pci_{domain}_{bus}_{slot}_{function}</name><parent>computer</parent>"
-        "<capability type='pci'><class>0x030200</class>"
-        f"<domain>{int(domain, 16)}</domain><bus>{int(bus, 16)}</bus><slot>{int(slot, 16)}</slot>"
-        f"<function>{int(function, 16)}</function>"
-        "<product id='0x20b5'>GA100 [A100 PCIe 80GB]</product><vendor id='0x10de'>NVIDIA Corporation</vendor>"
-        f"<iommuGroup number='{int(bus, 16)}'>{_address(address)}</iommuGroup></capability></device>"
+        f"<os><type>hvm</type></os><devices>{''.join(domain.devices)}</devices></domain>"
     )
 
 
@@ -144,7 +126,7 @@ def _write_machines(connection: Connection, host: DemoHost) -> None:
             "status": words[domain.state],
         }
         for domain in host.domains
-        if domain.name != "somebodys-test-rig"
+        if domain.name != STRANGER
     ]
     connection.execute(insert(machines), rows)
 
@@ -156,6 +138,15 @@ def _make_odd(connection: Connection, host: DemoHost) -> None:
         connection.execute(update(machines).where(machines.c.internal_name == name).values(status=status))
     since = database_now(connection) - timedelta(hours=7)
     connection.execute(update(machines).where(machines.c.internal_name == stuck).values(status_changed_at=since))
+
+
+def _write_assignments(connection: Connection, host: DemoHost) -> None:
+    keys = {"host_id": host.name}
+    rows = [
+        keys | {"pci_address": address, "mdev_uuid": part, "machine_id": f"demo-{name}"}
+        for address, part, name in demo_gpus(WITH_GPUS).assignments
+    ]
+    connection.execute(insert(gpu_assignments), rows)
 
 
 def live(engine: Engine, folder: Path, seed: int, sleep: Callable[[float], None], stop: Callable[[], bool]) -> None:
@@ -173,6 +164,6 @@ def live(engine: Engine, folder: Path, seed: int, sleep: Callable[[float], None]
 
 def changed(host: DemoHost, chance: random.Random) -> DemoHost:
     """The host with one domain in another state; those with GPUs go on running."""
-    place = chance.choice([number for number, domain in enumerate(host.domains) if not domain.gpus])
+    place = chance.choice([number for number, domain in enumerate(host.domains) if not domain.devices])
     domain = replace(host.domains[place], state=chance.choices((RUNNING, SHUTOFF, PAUSED), (60, 30, 10))[0])
     return replace(host, domains=(*host.domains[:place], domain, *host.domains[place + 1 :]))

@@ -9,6 +9,9 @@ from sqlalchemy import Engine
 
 from ops_pipeline.hypervisor.checks import check_hosts
 from ops_pipeline.hypervisor.demo import changed, demo_hosts, live, write_demo
+from ops_pipeline.hypervisor.graphics.facts import GraphicsPolicy
+from ops_pipeline.hypervisor.graphics.update import FORMING, RESTING, GraphicsSetup, plan
+from ops_pipeline.hypervisor.graphics.update import look as graphics_look
 from ops_pipeline.hypervisor.machines.sync import Applied
 from ops_pipeline.settings import load_settings
 from ops_pipeline_tests.hypervisor.scenes import add_host, add_machines, passed, rows_of, scene
@@ -23,6 +26,17 @@ def test_the_demo_is_written_once_and_shows_each_kind_of_finding(engine: Engine,
     assert {finding.kind for finding in made.findings} == {"alert", "conflict", "stuck", "unknown_domain"}
     assert (applied.changed, dict(made.problems)) == (2, {})
     assert passed(scene(engine, ""))[1] == Applied()
+
+
+def test_the_gpus_of_the_demo_have_one_conflict(engine: Engine, tmp_path: Path) -> None:
+    write_demo(engine, tmp_path, 1)
+    policy = GraphicsPolicy(resting=RESTING, forming=FORMING)
+    setup = GraphicsSetup(engine, "", 20, policy)
+    planned = plan(graphics_look(setup), policy)
+    assert [f"{one.address} {one.text}" for one in planned.conflicts] == [
+        "0000:62:00.0 somebodys-test-rig (running) uses it, a machine that the platform does not know"
+    ]
+    assert (planned.problems, planned.notes) == ({}, ())
 
 
 def test_a_deployment_with_machines_gets_no_demo(engine: Engine, tmp_path: Path) -> None:
@@ -53,7 +67,7 @@ def test_the_demo_is_the_same_for_the_same_seed_and_machines_with_gpus_go_on_run
     chance = random.Random(1)  # noqa: S311 - a demo, not a secret
     for _ in range(100):
         host = changed(host, chance)
-    assert [domain.state for domain in host.domains if domain.gpus] == [1]
+    assert [domain.state for domain in host.domains if domain.devices] == [1] * 5
 
 
 def test_check_tells_of_each_host_whether_it_answers(engine: Engine) -> None:
