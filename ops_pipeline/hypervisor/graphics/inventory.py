@@ -28,7 +28,7 @@ from ops_pipeline.hypervisor.graphics.facts import (
     Known,
 )
 from ops_pipeline.hypervisor.graphics.hostdevs import PCI, Domain
-from ops_pipeline.hypervisor.graphics.units import Gpu, is_other_card, kept_facts, obstacle
+from ops_pipeline.hypervisor.graphics.units import VF, Gpu, is_other_card, kept_facts, obstacle
 from ops_pipeline.hypervisor.graphics.uses import CHILD, PARENT, holders_of
 
 ADD, UPDATE, REMOVE = "add", "update", "remove"
@@ -241,8 +241,7 @@ def state_of(scene: Scene, gpu: Gpu, assignments: Sequence[Assignment], known: K
         ways = {CHILD: "its virtual function", PARENT: "the GPU whose virtual function it is,"}
         what = ways.get(one.how, f"what belongs to its unit (IOMMU group {gpu.iommu_group}),")
         return UNUSABLE, f"{one.domain.name} has {what} {one.use.target}"
-    devices = {device.address: device for device in scene.found.devices}
-    why = obstacle(gpu, devices, allow_boot_vga=scene.policy.allow_boot_vga)
+    why = _given_in_part(scene, gpu, assignments) or _obstacle(scene, gpu)
     if why:
         return UNUSABLE, why
     if scene.found.unreadable_domains and (known is None or known.state != AVAILABLE):
@@ -251,6 +250,18 @@ def state_of(scene: Scene, gpu: Gpu, assignments: Sequence[Assignment], known: K
             return known.state, known.reason
         return UNUSABLE, f"what {scene.found.unreadable_domains[0][0]} uses could not be read"
     return AVAILABLE, ""
+
+
+def _given_in_part(scene: Scene, gpu: Gpu, assignments: Sequence[Assignment]) -> str:
+    """That the platform gave something of a GPU's unit away, though no domain has it yet; empty when it did not."""
+    unit = {gpu.parent_address, *gpu.iommu_members, *gpu.functions, *(one.id for one in gpu.children if one.kind == VF)}
+    given = sorted((place_of(one), called(scene, one)) for one in assignments if place_of(one) in unit - {""})
+    return f"{given[0][1]} was given {given[0][0]}, which belongs to its unit" if given else ""
+
+
+def _obstacle(scene: Scene, gpu: Gpu) -> str:
+    devices = {device.address: device for device in scene.found.devices}
+    return obstacle(gpu, devices, allow_boot_vga=scene.policy.allow_boot_vga)
 
 
 def _places(scene: Scene, assignment: Assignment) -> set[str]:

@@ -65,7 +65,7 @@ def observe(connection: Any, sysfs: Path | None, nvml: Any | None) -> HostGraphi
     unreadable: list[tuple[str, str]] = []
     for device in connection.listAllDevices(libvirt.VIR_CONNECT_LIST_NODE_DEVICES_CAP_PCI_DEV):
         _collect(libvirt, device, read_pci_device, devices, unreadable)
-    for device in connection.listAllDevices(libvirt.VIR_CONNECT_LIST_NODE_DEVICES_CAP_MDEV):
+    for device in _mdevs(libvirt, connection):
         _collect(libvirt, device, read_mdev, mdevs, unreadable)
     told = NvmlReport() if nvml is None else read_nvml(nvml)
     kernel = {one.address: read_sysfs(one.address, sysfs) for one in devices if one.is_gpu} if sysfs else {}
@@ -79,6 +79,19 @@ def observe(connection: Any, sysfs: Path | None, nvml: Any | None) -> HostGraphi
         unreadable_domains=tuple(unread),
         problems=told.problems,
     )
+
+
+def _mdevs(libvirt: Any, connection: Any) -> Any:
+    """Mediated devices; also those that are only defined, since machines that are off have them in their XML."""
+    kind = libvirt.VIR_CONNECT_LIST_NODE_DEVICES_CAP_MDEV
+    both = libvirt.VIR_CONNECT_LIST_NODE_DEVICES_ACTIVE | libvirt.VIR_CONNECT_LIST_NODE_DEVICES_INACTIVE
+    try:
+        return connection.listAllDevices(kind | both)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in BROKEN:
+            raise
+        # Daemons before 7.3 know of no defined ones.
+        return connection.listAllDevices(kind)
 
 
 def _collect(

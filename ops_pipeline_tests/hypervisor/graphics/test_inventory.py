@@ -154,6 +154,19 @@ def test_a_parent_in_use_blocks_its_virtual_functions() -> None:
     assert states(made) == {A: ASSIGNED, VIRTUAL: UNUSABLE}
 
 
+def test_what_the_platform_gave_away_of_a_unit_blocks_the_rest_before_a_domain_has_it() -> None:
+    """Between giving a virtual function away and defining its machine, the whole card was handed to another one."""
+    look = found(parent_and_part())  # type: ignore[arg-type]
+    web = [machine("web", "building")]
+    assert states(plan(look, [], [given("web", VIRTUAL)], web)) == {A: UNUSABLE, VIRTUAL: ASSIGNED}
+    made = plan(look, [], [given("web")], web)
+    assert states(made) == {A: ASSIGNED, VIRTUAL: UNUSABLE}
+    assert made.changes[1].after is not None
+    assert made.changes[1].after.reason == f"web was given {A}, which belongs to its unit"
+    pair = [gpu(A, iommu_group=7, iommu_members=(B,)), gpu(B, iommu_group=7, iommu_members=(A,))]
+    assert states(plan(found(pair), [], [given("web", B)], web)) == {A: UNUSABLE, B: ASSIGNED}
+
+
 def test_unused_virtual_functions_and_their_parent_are_both_available() -> None:
     assert states(plan(found(parent_and_part()))) == {A: AVAILABLE, VIRTUAL: AVAILABLE}  # type: ignore[arg-type]
 
