@@ -20,6 +20,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from ops_pipeline.analysis.commands import tasks
+from ops_pipeline.analysis.pipelines.commands import pipelines
 from ops_pipeline.checking import Check
 from ops_pipeline.database.engine import connect, reading, sqlite_url, where
 from ops_pipeline.database.errors import DatabaseProblem
@@ -48,7 +49,7 @@ def main() -> None:
     """
 
 
-for command in (services, daemon, health, metrics, tasks):
+for command in (services, daemon, health, metrics, tasks, pipelines):
     main.add_command(command)
 
 

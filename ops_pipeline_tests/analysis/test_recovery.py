@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import Engine, insert, select, update
 
 from ops_pipeline.analysis.breakers import Health
+from ops_pipeline.analysis.operating import cancel
 from ops_pipeline.analysis.pipelines.tables import pipeline_steps, pipelines
 from ops_pipeline.analysis.policy import Policy
 from ops_pipeline.analysis.recovery.due import count_due
@@ -90,6 +91,19 @@ def test_a_new_attempt_between_look_and_change_keeps_the_task(engine: Engine) ->
     change(engine, task, attempt=2)
     with writing(engine) as connection:
         assert give_up(connection, found, POLICY, after(61)) == 0
+
+
+def test_a_cancellation_between_look_and_change_ends_the_task(engine: Engine) -> None:
+    """It went back into the queue, and another worker began what nobody wanted any more."""
+    task = add(engine)
+    take(engine)
+    with writing(engine) as connection:
+        found, _ = find_lost(connection, POLICY, after(60))
+        assert cancel(connection, [task], "by ann", after(60)).asked == (task,)
+        assert give_up(connection, found, POLICY, after(61)) == 1
+    row = row_of(engine, task)
+    assert (row["status"], row["error_class"], row["error_message"]) == ("cancelled", "cancelled", "by ann")
+    assert row["completed_at"] == after(61)
 
 
 def test_a_lost_task_fails_when_its_worker_lived_past_the_deadline_and_a_cancelled_one_is_cancelled(

@@ -76,8 +76,9 @@ def test_every_asset_tells_the_operator_what_it_is(definitions: Definitions) -> 
         "network_filters",
         "machines",
         "gpus",
+        "pipelines",
     }
-    groups = {"usage", "checkpoints", "services", "hypervisor"}
+    groups = {"usage", "checkpoints", "services", "hypervisor", "analysis"}
     for spec in specs:
         assert spec.description and spec.group_name in groups and spec.owners and spec.kinds, spec.key
 
@@ -93,6 +94,7 @@ def test_every_schedule_sensor_and_job_has_a_description_and_starts_switched_on_
     assert {one.name for one in automations} == {
         "model_call_stats_schedule",
         "missed_hours_sensor",
+        "pipelines_sensor",
         "late_model_calls_sensor",
         "usage_rollups_sensor",
         "usage_partition_status_sensor",

@@ -15,7 +15,7 @@ from ops_pipeline.analysis.maintenance.applications import LOOKS, Application, P
 from ops_pipeline.analysis.maintenance.labels import hold_of, json_or_text, retention_of
 from ops_pipeline.analysis.maintenance.root import Known
 from ops_pipeline.analysis.maintenance.tables import application_roots
-from ops_pipeline.analysis.tables import generated_applications
+from ops_pipeline.analysis.tables import PENDING, RUNNING, generated_applications
 from ops_pipeline.database.batches import wait_at_most
 from ops_pipeline.database.engine import database_now, writing
 from ops_pipeline.database.expressions import instant_order, is_any_of
@@ -35,10 +35,11 @@ def read_slugs(connection: Connection) -> list[str]:
 
 
 def read_applications(connection: Connection) -> list[Application]:
-    """Every application."""
+    """Every application, but for those that are still to be made: nobody has missed them yet."""
+    made = _table.generation_status.not_in((PENDING, RUNNING))
     since, seen = _table.missing_since, _table.missing_seen_at
     plain = select(_table.id, _table.model_slug, _table.app_number, _table.version).where(
-        since.is_(None), _table.labels.is_(None)
+        made, since.is_(None), _table.labels.is_(None)
     )
     # Most have neither a mark nor labels: with all columns 100,000 of them take twice as long.
     found = [Application(*row) for row in connection.execute(plain)]
@@ -52,7 +53,7 @@ def read_applications(connection: Connection) -> list[Application]:
         known_instant(seen).label("seen"),
         cast(_table.labels, Text).label("labels"),
     )
-    for row in connection.execute(select(*columns).where(or_(since.is_not(None), _table.labels.is_not(None)))):
+    for row in connection.execute(select(*columns).where(made, or_(since.is_not(None), _table.labels.is_not(None)))):
         labels = json_or_text(row.labels)
         found.append(Application(*row[:7], hold=hold_of(labels), retention=retention_of(labels)))
     return found

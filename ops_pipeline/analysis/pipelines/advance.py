@@ -114,16 +114,11 @@ def advance(connection: Connection, pipeline_id: str, now: datetime) -> Advance:
         if done.actions > MOST_ACTIONS:
             raise RuntimeError(f"the rules of {pipeline_id} come to no end; the last action was {action}")
         done = replace(done, submitted=done.submitted + _do(connection, pipeline, action, now))
-    if done.ended or done.submitted:
-        _tell_progress(connection, pipeline_id, done, now)
+    if pipeline is not None and (done.ended or done.submitted):
+        share = progress_of(pipeline.steps).share
+        told = f"{done.ended} jobs ended, {done.submitted} submitted; {share:.0%} done"
+        store.tell(connection, pipeline_id, now, ADVANCED, reason=told, ended=done.ended, submitted=done.submitted)
     return done
-
-
-def _tell_progress(connection: Connection, pipeline_id: str, done: Advance, now: datetime) -> None:
-    pipeline = store.read_pipeline(connection, pipeline_id)
-    share = progress_of(pipeline.steps).share if pipeline else 0
-    told = f"{done.ended} jobs ended, {done.submitted} submitted; {share:.0%} done"
-    store.tell(connection, pipeline_id, now, ADVANCED, reason=told, ended=done.ended, submitted=done.submitted)
 
 
 def _do(connection: Connection, pipeline: Pipeline, action: Action, now: datetime) -> int:

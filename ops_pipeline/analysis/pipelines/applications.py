@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Insert, and_, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ops_pipeline.analysis.pipelines.definition import target_of
-from ops_pipeline.analysis.tables import CANCELLED, FAILED, PENDING, RUNNING, generated_applications
+from ops_pipeline.analysis.tables import CANCELLED, COMPLETED, FAILED, PENDING, RUNNING, generated_applications
 from ops_pipeline.database.expressions import is_any_of
 
 MAKING = (PENDING, RUNNING)
@@ -86,7 +86,11 @@ def set_generation(
     """Write how far new applications are, unless whoever makes them has said so already."""
     if targets:
         mine = and_(is_any_of(_table.target, sorted(targets)), _table.generation_status.in_(before))
-        connection.execute(update(generated_applications).where(mine).values(generation_status=status, updated_at=now))
+        values: dict[str, Any] = {"generation_status": status, "updated_at": now}
+        if status == COMPLETED:
+            # Whoever looked for it before it was made found it missing.
+            values |= {"missing_since": None, "missing_looks": 0, "missing_seen_at": None}
+        connection.execute(update(generated_applications).where(mine).values(values))
 
 
 def read_applications(connection: Connection, targets: Collection[str]) -> dict[str, Application]:

@@ -131,7 +131,7 @@ def read_definition(path: Path) -> Definition:
     Raises:
         FileRefused: it cannot be used; every reason is told, by line.
     """
-    return read_strictly(path, Definition, hint="Name a file of a pipeline; see docs/analysis.md.", further=_of_steps)
+    return read_strictly(path, Definition, hint="Name a file of a pipeline; see docs/pipelines.md.", further=_of_steps)
 
 
 def parse_definition(values: Any) -> Definition:

@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine, and_, func, or_, select
 from ops_pipeline.analysis.pipelines import store
 from ops_pipeline.analysis.pipelines.advance import advance, take_back_all
 from ops_pipeline.analysis.pipelines.control import CancelTasks, cancel_unfinished, hold_tasks
+from ops_pipeline.analysis.pipelines.forgetting import forget
 from ops_pipeline.analysis.pipelines.rules import (
     End,
     EndStep,
@@ -32,12 +33,12 @@ from ops_pipeline.analysis.pipelines.rules import (
 from ops_pipeline.analysis.pipelines.tables import pipeline_jobs, pipeline_steps, pipelines
 from ops_pipeline.analysis.tables import RUNNING, TERMINAL, UNFINISHED, analysis_tasks
 from ops_pipeline.database.engine import database_now, writing
-from ops_pipeline.database.errors import DatabaseProblem, Unreachable
+from ops_pipeline.database.errors import Unreachable
 from ops_pipeline.database.expressions import is_any_of
 from ops_pipeline.database.retry import despite_conflicts
 from ops_pipeline.reconcile import Change, Outcome, Plan, count_reasons
 
-ADVANCE = "advance"
+ADVANCE, FORGET = "advance", "forget"
 jobs, tasks = pipeline_jobs.c, analysis_tasks.c
 
 
@@ -90,14 +91,14 @@ def observe(connection: Connection) -> list[Looked]:
     ]
 
 
-def plan_of(looked: Sequence[Looked], now: datetime) -> Plan:
-    """Which of the pipelines something is due for, and what."""
-    changes = []
+def plan_of(looked: Sequence[Looked], now: datetime, forgettable: Sequence[str] = ()) -> Plan:
+    """Which of the pipelines something is due for, and what; and which ended ones can go."""
+    changes = [Change(one, FORGET, "it ended 30 days ago, and none of its tasks is left") for one in forgettable]
     for one in looked:
         told = reason_of(one, now)
         if told:
             changes.append(Change(one.pipeline.id, ADVANCE, told, one.pipeline.status))
-    return Plan(tuple(changes), len(looked))
+    return Plan(tuple(changes), len(looked) + len(forgettable))
 
 
 def reason_of(looked: Looked, now: datetime) -> str:
@@ -137,14 +138,18 @@ def apply(engine: Engine, plan: Plan, cancel_tasks: CancelTasks) -> tuple[Outcom
     Raises:
         Unreachable: the database cannot be used just now.
     """
-    done, skipped, failures = 0, 0, []
+    gone = [change.key for change in plan.changes if change.action == FORGET]
+    done = forget(engine, gone)
+    skipped, failures = len(gone) - done, []
     for change in plan.changes:
+        if change.action == FORGET:
+            continue
         try:
             changed = catch_up(engine, change.key, cancel_tasks)
         except Unreachable:
             raise
-        except (DatabaseProblem, RuntimeError) as problem:
-            failures.append(f"{change.key}: {problem}")
+        except Exception as problem:  # noqa: BLE001 - one broken pipeline stops no other
+            failures.append(f"{change.key}: {str(problem).partition(chr(10))[0]}")
             continue
         done, skipped = done + changed, skipped + (not changed)
     outcome = Outcome(

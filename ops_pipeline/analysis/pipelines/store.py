@@ -40,6 +40,7 @@ from ops_pipeline.analysis.tables import (
     RUNNING,
     TERMINAL,
     UNFINISHED,
+    UNIFIED,
     analysis_tasks,
 )
 from ops_pipeline.database.expressions import is_any_of
@@ -288,12 +289,16 @@ def hold(connection: Connection, pipeline_id: str, now: datetime) -> int:
     paused = select(pipelines.c.id).where(pipelines.c.id == pipeline_id, pipelines.c.paused_at.is_not(None)).exists()
     differs = or_(and_(paused, tasks.held_since.is_(None)), and_(~paused, tasks.held_since.is_not(None)))
     mine = select(tasks.id).where(tasks.pipeline_id == pipeline_id, tasks.status.in_(UNFINISHED), differs)
-    # In order, as everybody locks tasks: two transactions then never wait for each other.
-    locked = mine.order_by(tasks.id).with_for_update().cte("mine").prefix_with("MATERIALIZED", dialect="postgresql")
     since = case((paused, literal(now, UtcDateTime())), else_=null())
-    held = update(analysis_tasks).where(tasks.id.in_(select(locked.c.id))).values(held_since=since)
-    # Of an UPDATE behind WITH, SQLite's driver tells no number.
-    return len(connection.execute(held.returning(tasks.id)).all())
+    count = 0
+    # Children before parents, and in order, as everybody locks tasks: two transactions never wait for each other.
+    for kind in (tasks.service != UNIFIED, tasks.service == UNIFIED):
+        ordered = mine.where(kind).order_by(tasks.id).with_for_update()
+        locked = ordered.cte("mine").prefix_with("MATERIALIZED", dialect="postgresql")
+        held = update(analysis_tasks).where(tasks.id.in_(select(locked.c.id))).values(held_since=since)
+        # Of an UPDATE behind WITH, SQLite's driver tells no number.
+        count += len(connection.execute(held.returning(tasks.id)).all())
+    return count
 
 
 def tell(connection: Connection, pipeline_id: str, now: datetime, kind: str, **values: Any) -> None:

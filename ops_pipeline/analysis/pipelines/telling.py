@@ -9,8 +9,8 @@ What belongs here: reading events that were not told, and forgetting or keeping 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, Engine, delete, false, select, update
 
@@ -32,6 +32,8 @@ class Told:
         name: of the pipeline.
         words: what happened.
         at: when, the last of it.
+        since: when, the first of it.
+        transition: whether it is one; advances can wait a little, so that more of them are told together.
         ended: jobs that ended.
         submitted: jobs that were submitted.
         events: ids of the rows.
@@ -41,6 +43,8 @@ class Told:
     name: str
     words: str
     at: datetime
+    since: datetime
+    transition: bool = True
     ended: int = 0
     submitted: int = 0
     events: tuple[int, ...] = field(default=(), repr=False)
@@ -54,8 +58,19 @@ def untold(connection: Connection) -> list[Told]:
     found: list[Told] = []
     advances: dict[str, int] = {}
     for row in connection.execute(wanted.limit(MOST_TOLD)):
-        one = Told(row.pipeline_id, row.name or "", _words(row), row.at, row.ended, row.submitted, (row.id,))
-        if row.kind != ADVANCED:
+        transition = row.kind != ADVANCED
+        one = Told(
+            pipeline_id=row.pipeline_id,
+            name=row.name or "",
+            words=_words(row),
+            at=row.at,
+            since=row.at,
+            transition=transition,
+            ended=row.ended,
+            submitted=row.submitted,
+            events=(row.id,),
+        )
+        if transition:
             found.append(one)
         elif row.pipeline_id in advances:
             place = advances[row.pipeline_id]
@@ -73,15 +88,18 @@ def _words(row: object) -> str:
 
 
 def _together(one: Told, other: Told) -> Told:
-    return Told(
-        one.pipeline_id,
-        one.name,
-        other.words,
-        other.at,
-        one.ended + other.ended,
-        one.submitted + other.submitted,
-        one.events + other.events,
+    return replace(
+        other,
+        since=one.since,
+        ended=one.ended + other.ended,
+        submitted=one.submitted + other.submitted,
+        events=one.events + other.events,
     )
+
+
+def is_time(found: Sequence[Told], now: datetime, patience: timedelta) -> bool:
+    """Whether to tell now: a transition at once, advances when the first of them has waited for long enough."""
+    return any(one.transition or now - one.since >= patience for one in found)
 
 
 def mark_told(engine: Engine, told: Sequence[Told]) -> None:

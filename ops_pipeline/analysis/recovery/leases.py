@@ -36,7 +36,7 @@ from ops_pipeline.analysis.limits import IS_RUNNING
 from ops_pipeline.analysis.policy import Policy
 from ops_pipeline.analysis.recovery.passes import MOST, Recovered, applied
 from ops_pipeline.analysis.states import Ending, lost
-from ops_pipeline.analysis.tables import PENDING, RUNNING, TERMINAL, UNIFIED, analysis_tasks
+from ops_pipeline.analysis.tables import CANCELLED, PENDING, RUNNING, TERMINAL, UNIFIED, analysis_tasks
 from ops_pipeline.analysis.waking import WORK, wake
 from ops_pipeline.database.clock import seconds_after
 from ops_pipeline.database.engine import database_now, reading
@@ -130,15 +130,18 @@ def give_up(connection: Connection, found: Sequence[Lost], policy: Policy, now: 
 
 def _give_up(dialect: str, policy: Policy, now: datetime) -> UpdateBase:
     sent, moment = sent_rows(dialect, "sent", SENT), bindparam("now", type_=UtcDateTime())
+    # Also when it was asked for after the look: back in the queue, another worker would begin it.
+    cancelled = tasks.cancel_requested_at.is_not(None)
+    status = case((cancelled, literal(CANCELLED)), else_=sent.c.status)
     return (
         update(analysis_tasks)
         .where(tasks.id == sent.c.id, tasks.attempt == sent.c.attempt, is_expired(policy, now))
         .values(
-            status=sent.c.status,
-            error_class=sent.c.error_class,
-            error_message=case((tasks.cancel_requested_at.is_not(None), tasks.error_message), else_=sent.c.message),
+            status=status,
+            error_class=case((cancelled, literal(CANCELLED)), else_=sent.c.error_class),
+            error_message=case((cancelled, tasks.error_message), else_=sent.c.message),
             lost_leases=tasks.lost_leases + 1,
-            completed_at=case((sent.c.status == PENDING, null()), else_=moment),
+            completed_at=case((status == PENDING, null()), else_=moment),
             lease_owner=None,
             lease_expires_at=None,
             deadline_at=None,

@@ -5,9 +5,10 @@ What belongs here: putting together what the modules beside this one define.
 
 from dagster import Definitions
 
+from ops_pipeline.defs.analysis.pipelines import pipelines_defs
 from ops_pipeline.settings import Settings
 
 
 def analysis_defs(settings: Settings) -> Definitions:
     """Build the definitions of the analysis lab."""
-    return Definitions()
+    return Definitions.merge(pipelines_defs(settings))

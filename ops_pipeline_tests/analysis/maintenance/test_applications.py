@@ -557,3 +557,12 @@ def test_times_that_other_programs_wrote_are_read(small: Scene) -> None:
         )
     report = small.clean()
     assert (report.status, report.facts["deleted"]) == ("success", 3)
+
+
+@pytest.mark.parametrize("status", ["pending", "running"])
+def test_an_application_that_is_still_to_be_made_is_not_missed(scene: Scene, status: str) -> None:
+    """Its pipeline took its number and made it two days later: it was marked as missing all the while."""
+    scene.applications(3)
+    scene.application("gpt", 4, on_disk=False, generation_status=status)
+    report = scene.clean()
+    assert (report.outcome.scanned, report.outcome.changed) == (3, 0)

@@ -207,6 +207,16 @@ def test_new_applications_take_the_next_free_numbers_and_their_rows_say_how_far_
     }
 
 
+def test_an_application_that_was_looked_for_before_it_was_made_is_not_missing(engine: Engine) -> None:
+    """Maintenance looked into the folders while its generation was waiting."""
+    pipeline = submitted(engine, GENERATION | {"models": ["gpt"], "templates": ["chat"]}, ANALYSIS)
+    execute(engine, "UPDATE generated_applications SET missing_since = created_at, missing_looks = 2")
+    run_all(engine, pipeline)
+    assert status(engine, pipeline) == "completed"
+    (row,) = rows(engine, generated_applications)
+    assert (row["generation_status"], row["missing_since"], row["missing_looks"]) == ("completed", None, 0)
+
+
 def test_a_task_that_was_deleted_is_a_job_that_failed(engine: Engine) -> None:
     pipeline = submitted(engine, GENERATION | {"models": ["gpt"], "templates": ["chat"]})
     execute(engine, "DELETE FROM analysis_tasks")

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, Engine
 from ops_pipeline.analysis.pipelines import due
 from ops_pipeline.analysis.pipelines.control import cancel, pause, submit_pipeline
 from ops_pipeline.analysis.pipelines.due import apply, observe, plan_of
-from ops_pipeline.analysis.pipelines.tables import pipeline_events, pipelines
+from ops_pipeline.analysis.pipelines.forgetting import find_forgettable
+from ops_pipeline.analysis.pipelines.tables import pipeline_events, pipeline_jobs, pipeline_steps, pipelines
 from ops_pipeline.analysis.pipelines.telling import mark_told, untold
 from ops_pipeline.analysis.tables import analysis_tasks
 from ops_pipeline.database.engine import database_now, reading, writing
@@ -164,6 +165,29 @@ def test_one_pipeline_that_cannot_be_advanced_stops_no_other(engine: Engine) -> 
     assert failures == [f"{broken}: database is locked"]
     assert row_of(engine, broken)["status"] == "running", "a locked database fails no pipeline"
     assert job_statuses(engine, sound)[:2] == ["completed", "completed"]
+
+
+def test_ended_pipelines_go_after_their_tasks(engine: Engine) -> None:
+    """Nobody deleted them, and their jobs grew by thousands a day."""
+    old, kept, young, going = (submitted(engine) for _ in range(4))
+    for one in (old, kept, young):
+        run_all(engine, one)
+    for one in (old, kept):
+        execute(engine, "UPDATE pipelines SET completed_at = '2026-01-01 00:00:00+00:00' WHERE id = :id", id=one)
+    with reading(engine) as connection:
+        assert find_forgettable(connection, database_now(connection)) == [], "maintenance has not deleted their tasks"
+    execute(engine, "DELETE FROM analysis_tasks WHERE pipeline_id <> :id", id=going)
+    execute(engine, """UPDATE pipelines SET labels = '{"legal_hold": true}' WHERE id = :id""", id=kept)
+    with reading(engine) as connection:
+        now = database_now(connection)
+        plan = plan_of(observe(connection), now, find_forgettable(connection, now))
+    assert [(change.key, change.action) for change in plan.changes] == [(old, "forget")]
+    outcome, failures = apply(engine, plan, end_as_cancelled)
+    assert (outcome.scanned, outcome.changed, outcome.skipped, failures) == (2, 1, 0, [])
+    for table in (pipelines, pipeline_steps, pipeline_jobs, pipeline_events):
+        assert {row.get("pipeline_id", row.get("id")) for row in rows(engine, table)} == {kept, young, going}
+    outcome, _ = apply(engine, plan, end_as_cancelled)
+    assert (outcome.changed, outcome.skipped) == (0, 1)
 
 
 def test_a_database_that_is_gone_ends_the_pass(sqlite_engine: Engine) -> None:

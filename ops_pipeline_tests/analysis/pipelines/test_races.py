@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
 from ops_pipeline.analysis.pipelines.advance import advance
 from ops_pipeline.analysis.pipelines.control import cancel, pause, resume, retry, submit_pipeline
 from ops_pipeline.analysis.pipelines.rules import progress_of
 from ops_pipeline.analysis.pipelines.store import read_pipeline
-from ops_pipeline.analysis.tables import TERMINAL, generated_applications
+from ops_pipeline.analysis.tables import TERMINAL, analysis_tasks, generated_applications
 from ops_pipeline.database.engine import database_now, reading, writing
 from ops_pipeline.database.errors import Conflict
 from ops_pipeline.database.retry import despite_conflicts
@@ -110,6 +110,22 @@ def test_a_command_that_comes_while_a_task_ends_waits_for_it(postgres_engine: En
         assert command.result(30) == 2
     assert status(engine, pipeline) == "cancelled"
     assert job_statuses(engine, pipeline) == ["completed", "cancelled", "cancelled", "cancelled"]
+
+
+def test_a_pause_locks_children_before_their_parents_as_workers_do(postgres_engine: Engine) -> None:
+    """A worker that had a child waited for the parent, which a pause had that waited for the child."""
+    engine = postgres_engine
+    application(engine, "gpt:1")
+    pipeline = submitted(engine, step_over("gpt:1", services=["static-analyzer", "ai-analyzer"]))
+    (parent,) = tasks_of(engine, pipeline)
+    with engine.connect() as worker, worker.begin() as transaction, ThreadPoolExecutor(1) as pool:
+        tasks = select(analysis_tasks.c.id)
+        worker.execute(tasks.where(analysis_tasks.c.parent_id == parent["id"]).with_for_update())
+        command = pool.submit(pause, engine, pipeline)
+        _wait_for_a_waiter(engine)
+        worker.execute(tasks.where(analysis_tasks.c.id == parent["id"]).with_for_update(nowait=True))
+        transaction.commit()
+        assert command.result(30) == 3
 
 
 def test_one_key_submitted_by_two_programs_at_once_is_one_pipeline(engine: Engine) -> None:

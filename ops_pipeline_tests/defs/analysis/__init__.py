@@ -1,0 +1,1 @@
+"""Tests of the Dagster layer of the analysis lab."""
