@@ -122,6 +122,15 @@ def test_an_active_machine_never_loses_its_assignment(status: str, domains: Sequ
     assert f"{A} it is missing, but web counts on it" in texts(made)
 
 
+def test_a_machine_that_might_be_any_domain_counts_as_active_and_is_no_conflict() -> None:
+    unsure = replace(machine("web", "off"), certain=False)
+    gone_for_long = given("web", missing_scans=2, counted_at=NOON - GAP)
+    assert told(plan(found([gpu(B)]), [gone(gpu(A), 3), known(gpu(B))], [gone_for_long], [unsure])) == [
+        ("reset", "web is active")
+    ]
+    assert plan(found([gpu()]), [OF_WEB], [given("web")], [unsure]).conflicts == ()
+
+
 def test_scans_are_counted_anew_when_the_gpu_comes_back() -> None:
     assignment = given("web", missing_scans=2, counted_at=NOON - GAP)
     made = plan(found([gpu()]), [gone(gpu(), 2)], [assignment], [machine("web", "off")])

@@ -201,6 +201,16 @@ def test_a_vanished_gpu_is_kept_while_its_machine_is_active_and_goes_when_it_has
     assert (assigned(engine), list(gpu_states(engine))) == (set(), [f"{HOST} {B}"])
 
 
+def test_a_machine_of_which_nobody_can_tell_the_domain_keeps_its_gpu(engine: Engine, file: Path) -> None:
+    """Two rows with one UUID: either of them may be the domain that runs."""
+    insert_row(engine, machines, id="twin", host_id=HOST, internal_name="twin", uuid=uuid_of("shop"), status="off")
+    give(engine, "shop", C)
+    for _ in range(4):
+        made = passed(engine)
+    assert (C, "shop") in assigned(engine)
+    assert conflicts(made) == [f"{HOST} {C} it is missing, but shop counts on it"]
+
+
 def test_with_a_gap_between_scans_a_second_pass_right_after_the_first_counts_nothing(
     engine: Engine, file: Path
 ) -> None:
@@ -500,12 +510,17 @@ def error_of(code: int) -> libvirt.libvirtError:
 class Connection:
     """A connection with objects that a test made up; everything else is that of a real one."""
 
-    def __init__(self, path: Path, devices: Sequence[Any] = (), domains: Sequence[Any] = ()) -> None:
+    def __init__(
+        self, path: Path, devices: Sequence[Any] = (), domains: Sequence[Any] = (), mdev_error: int = 0
+    ) -> None:
         self._real = libvirt.openReadOnly(f"test://{path}")
+        self._mdev_error = mdev_error
         self._devices, self._domains = list(devices), list(domains)
 
     def listAllDevices(self, flags: int) -> list[Any]:  # noqa: N802 - the name of the real one
         """As libvirt, and the made-up ones."""
+        if flags & libvirt.VIR_CONNECT_LIST_NODE_DEVICES_CAP_MDEV and self._mdev_error:
+            raise error_of(self._mdev_error)
         extra = self._devices if flags == libvirt.VIR_CONNECT_LIST_NODE_DEVICES_CAP_PCI_DEV else []
         return [*self._real.listAllDevices(flags), *extra]
 
@@ -537,6 +552,7 @@ def test_a_connection_that_breaks_in_between_is_no_partial_look(tmp_path: Path, 
     for objects in (
         {"devices": [Unreadable("pci_x", error_of(code))]},
         {"domains": [Unreadable("web", error_of(code))]},
+        {"mdev_error": code},
     ):
         with pytest.raises(libvirt.libvirtError):
             observe(Connection(path, **objects), None, None)
