@@ -124,7 +124,7 @@ def _row(
     if service is None:
         service = submission.services[0] if len(submission.services) == 1 else UNIFIED
     return {
-        "id": f"task_{secrets.token_hex(8)}",
+        "id": new_id(),
         "parent_id": parent_id,
         "service": service,
         "target": submission.target,
@@ -139,6 +139,11 @@ def _row(
         "created_at": now,
         "updated_at": now,
     }
+
+
+def new_id() -> str:
+    """An id that no other task has."""
+    return f"task_{secrets.token_hex(8)}"
 
 
 def _json(value: Mapping[str, Any]) -> Any:
