@@ -31,6 +31,8 @@ bench: setup
 	$(BIN)/python -m benchmarks.stale
 	$(BIN)/python -m benchmarks.probes
 	$(BIN)/python -m benchmarks.graphics
+	$(BIN)/python -m benchmarks.services
+	$(BIN)/python -m benchmarks.checkpoints
 
 clean:
 	rm -rf $(VENV) .venv-provider build *.egg-info

@@ -155,7 +155,7 @@ def in_words(where: str) -> Generator[None, None, None]:
     except MovedError:
         raise Unavailable(NODE.format(where=where)) from None
     except redis.ResponseError as error:
-        if "CROSSSLOT" in str(error) or "MOVED" in str(error):
+        if any(words in str(error) for words in ("CROSSSLOT", "same slot", "MOVED")):
             raise Unavailable(NODE.format(where=where)) from None
         advice = "Check the number of the database" if "DB index" in str(error) else "Check the rights of this user"
         raise Unavailable(f"{where}: {_first_line(error)}. {advice} in the Redis URL.") from None

@@ -37,6 +37,9 @@ EMPTY = "__empty__"
 INTERRUPT = -3
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
+UNTOUCHED = "redis.call('RESTORE', KEYS[1], 0, redis.call('DUMP', KEYS[1]), 'REPLACE', 'IDLETIME', ARGV[1])"
+"""Makes a key look as if nobody had touched it for so many seconds: blobs that somebody reads stay."""
+
 ASSISTANTS = {
     "on-call": (
         "Alert: BGP session to edge-07 is down.",
@@ -76,11 +79,8 @@ class DemoServer:
 def start(folder: Path) -> tuple[DemoServer | None, str]:
     """Start a private Redis on a free port of this machine, with a password, and all data in memory.
 
-    Args:
-        folder: where it works and writes its log.
-
     Returns:
-        The server, and a sentence about it; None, and why there is none.
+        The server, which works and writes its log in the folder, and a sentence about it; None, and why there is none.
     """
     binary = find_binary()
     if binary is None:
@@ -164,6 +164,8 @@ def fill(url: str, *, seed: int = 1, now: float, threads: int = THREADS) -> int:
         for key, value in entries(seed, now, threads):
             if isinstance(value, str):
                 pipeline.set(key, value)
+                if key.startswith("checkpoint_blob:"):
+                    pipeline.eval(UNTOUCHED, 1, key, max(0, int(now - json.loads(value)["written_at"])))
             elif isinstance(value, dict):
                 pipeline.hset(key, mapping=dict(value))
             else:
@@ -266,10 +268,8 @@ def _writes(thread: _Thread, group: str, identifier: str, indexes: list[int]) ->
     keys = [f"checkpoint_write:{group}:{identifier}:{task}:{index}" for index in indexes]
     for key, index in zip(keys, indexes, strict=True):
         channel = "__interrupt__" if index == INTERRUPT else "messages"
-        yield (
-            key,
-            json.dumps({"task_id": task, "idx": index, "channel": channel, "value": ASSISTANTS[thread.assistant]}),
-        )
+        value = {"task_id": task, "idx": index, "channel": channel, "value": ASSISTANTS[thread.assistant]}
+        yield key, json.dumps(value)
     if keys:
         yield f"write_keys_zset:{group}:{identifier}", keys
 
@@ -287,7 +287,10 @@ def _with_blobs(thread: _Thread) -> Iterator[Entry]:
     for step, identifier in enumerate(thread.ids):
         version = f"{step + 1:032d}"
         yield f"checkpoint:{thread.name}:{EMPTY}:{identifier}", thread.document(step)
-        yield f"checkpoint_blob:{thread.name}:{EMPTY}:messages:{version}", json.dumps({"version": version})
+        yield (
+            f"checkpoint_blob:{thread.name}:{EMPTY}:messages:{version}",
+            json.dumps({"written_at": thread.times[step]}),
+        )
 
 
 def _recipe(thread: _Thread) -> Iterator[Entry]:

@@ -1,230 +1,233 @@
-"""What a scan learns about each group (thread and namespace), in bounded memory.
+"""What a scan learns about a group (thread and namespace), kept in few bytes.
 
-What belongs here: collecting keys into groups, page by page. What does not: Redis, values, and any decision.
+What belongs here: what is known of one group. What does not: collecting (`collecting`), and any decision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Literal
+from collections.abc import Sequence
 
-from ops_pipeline.checkpoints.layouts import CHECKPOINT, DOCUMENT, Reader, thread_of
+from ops_pipeline.checkpoints.ids import UUID_LENGTH, uuid6_seconds
+from ops_pipeline.checkpoints.layouts import CHECKPOINT, DOCUMENT
 
-LARGEST_PASS = 500_000
-"""Keys kept at a time, 140 bytes each. With more, the groups are halved by a hash, and scanned in as many passes."""
+ID_BYTES, KEY_BYTES, GROUP_BYTES, SHELF_BYTES = 40, 160, 300, 260
+"""What an id, a key, a group and a shelf take in memory, about."""
 
-NOBODY: frozenset[bytes] = frozenset()
+NOTHING = bytearray()
+"""The ids of shelves that have none."""
+HEXADECIMAL, DASHES = b"0123456789abcdef", (8, 13, 18, 23)
+
+
+class Shelf:
+    """Keys of one kind of a group that differ in a UUIDv6 only, or in what begins with one.
+
+    Of most groups these are all keys. Of keys that end in the id only that is kept, one after another: a fourth of the
+    memory; and what comes is compared as text, in whose order these ids are made.
+
+    Attributes:
+        group: whose keys these are.
+        stem: what the keys begin with, the separator before the id included.
+        ids: the ids of old keys, one after another; of writes none.
+        writes: old writes, in full.
+        newest: the newest id.
+        young: how many keys are younger than the grace.
+    """
+
+    __slots__ = ("group", "ids", "newest", "stem", "writes", "young")
+
+    def __init__(self, group: Group, stem: bytes, *, of_writes: bool = False) -> None:
+        """Begin empty."""
+        self.group, self.stem, self.newest, self.young = group, stem, b"", 0
+        self.writes: list[bytes] | None = [] if of_writes else None
+        self.ids = NOTHING if of_writes else bytearray()
+
+    def old_ids(self) -> list[bytes]:
+        """The ids of old keys; of writes too."""
+        if self.writes:
+            begin = len(self.stem)
+            end = begin + UUID_LENGTH
+            return [key[begin:end] for key in self.writes]
+        ids = bytes(self.ids)
+        return [ids[start : start + UUID_LENGTH] for start in range(0, len(ids), UUID_LENGTH)]
+
+    def old_keys(self) -> list[bytes]:
+        """Old keys, in full."""
+        if self.writes:
+            return self.writes
+        stem, ids = self.stem, bytes(self.ids)
+        return [stem + ids[start : start + UUID_LENGTH] for start in range(0, len(ids), UUID_LENGTH)]
+
+    def old(self) -> int:
+        """How many old keys there are."""
+        return len(self.writes) if self.writes else len(self.ids) // UUID_LENGTH
+
+    def is_sound(self) -> bool:
+        """Whether all ids are what they looked like at a glance: hexadecimal digits, and dashes at their places."""
+        ids = (b"".join(self.old_ids()) if self.writes else bytes(self.ids)) + self.newest
+        dashes = b"-" * (len(ids) // UUID_LENGTH)
+        return ids.translate(None, HEXADECIMAL) == dashes * len(DASHES) and all(
+            ids[place::UUID_LENGTH] == dashes for place in DASHES
+        )
+
+    def kept_bytes(self) -> int:
+        """Its memory, about."""
+        return SHELF_BYTES + len(self.ids) // UUID_LENGTH * ID_BYTES + len(self.writes or ()) * KEY_BYTES
+
+
+class Loose:
+    """What of a group lies on no shelf, pointers and their like excepted. Most groups have nothing of it.
+
+    Attributes:
+        others: keys whose ids are older than the grace.
+        current: ids of checkpoints that only documents tell.
+        latest: the newest time that these keys, and documents, tell in Unix seconds.
+        counted: how many keys were seen.
+        checkpoints: how many of these are checkpoints, young ones included, and documents.
+        belongings: how many of the old ones are no checkpoints.
+        undated: keys whose age nobody knows.
+        named: the newest checkpoint, with its time, where names are kept.
+        young: ids of all checkpoints younger than the grace, where names are kept; a scan may tell of one twice.
+    """
+
+    __slots__ = ("belongings", "checkpoints", "counted", "current", "latest", "named", "others", "undated", "young")
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self.others: list[bytes] = []
+        self.current: set[bytes] = set()
+        self.latest = 0.0
+        self.counted = self.checkpoints = self.belongings = self.undated = 0
+        self.named = (0.0, b"")
+        self.young: set[bytes] = set()
 
 
 class Group:
     """One group of keys.
 
     Attributes:
-        newest: the time of its newest id, in Unix seconds; 0 while none is known.
-        checkpoints: how many checkpoints were seen, young ones included.
-        old: keys whose ids are older than the grace.
-        belongings: how many of these are no checkpoints.
+        first: its checkpoints with a UUIDv6.
+        hanging: the shelves of its writes and indexes.
         timeless: keys whose names tell no time, each with what it is: pointers, documents, registries, blobs.
-        keys: how many keys were seen.
-        current: ids of checkpoints that only documents tell.
-        unaged: documents whose age nobody knows.
-        newest_checkpoint: the time of its newest checkpoint, where names are kept.
-        newest_key: the key of its newest checkpoint, where names are kept.
-        young: ids of checkpoints younger than the grace, where names are kept; a scan may tell of one twice.
+        loose: all else; None while there is nothing.
     """
 
-    __slots__ = (
-        "belongings",
-        "checkpoints",
-        "current",
-        "keys",
-        "newest",
-        "newest_checkpoint",
-        "newest_key",
-        "old",
-        "timeless",
-        "unaged",
-        "young",
-    )
+    __slots__ = ("first", "hanging", "loose", "timeless")
 
     def __init__(self) -> None:
         """Begin empty."""
-        self.newest = 0.0
-        self.checkpoints = 0
-        self.belongings = 0
-        self.keys = 0
-        self.old: list[bytes] = []
-        self.timeless: list[tuple[str, bytes]] = []
-        self.current: frozenset[bytes] = NOBODY
-        self.unaged = 0
-        self.newest_checkpoint = 0.0
-        self.newest_key = b""
-        self.young: set[bytes] | frozenset[bytes] = NOBODY
+        self.first: Shelf | None = None
+        self.hanging: tuple[Shelf, ...] = ()
+        self.timeless: tuple[tuple[str, bytes], ...] = ()
+        self.loose: Loose | None = None
+
+    def more(self) -> Loose:
+        """Where what lies on no shelf is noted."""
+        if self.loose is None:
+            self.loose = Loose()
+        return self.loose
 
     def add_timeless(self, kind: str, key: bytes) -> None:
         """Take in a key whose name tells no time; a value tells the age of documents, and of no other checkpoints."""
-        self.timeless.append((kind, key))
-        self.checkpoints += kind in {DOCUMENT, CHECKPOINT}
-        self.unaged += kind == CHECKPOINT
+        self.timeless = (*self.timeless, (kind, key))
+        if kind in {DOCUMENT, CHECKPOINT}:
+            loose = self.more()
+            loose.checkpoints += 1
+            loose.undated += kind == CHECKPOINT
 
-    def name(self, key: bytes, identifier: bytes, seconds: float, grace_from: float) -> bool:
-        """Keep the name of a checkpoint if it is the newest, and its id if it is young; whether that takes memory."""
-        # Apart from `newest`, since a write of the same id may come first; of two of one time always the same.
-        if seconds > self.newest_checkpoint or (seconds == self.newest_checkpoint and key > self.newest_key):
-            self.newest_checkpoint, self.newest_key = seconds, key
-        if seconds < grace_from or identifier in self.young:
-            return False
-        if not isinstance(self.young, set):
-            self.young = set()
-        self.young.add(identifier)
-        return True
+    def shelves(self) -> tuple[Shelf, ...]:
+        """All of its shelves, checkpoints first."""
+        return (self.first, *self.hanging) if self.first else self.hanging
+
+    @property
+    def old(self) -> list[bytes]:
+        """All keys whose ids are older than the grace, checkpoints first."""
+        keys = []
+        for shelf in self.shelves():
+            keys += shelf.old_keys()
+        return keys + self.loose.others if self.loose else keys
+
+    @property
+    def newest(self) -> float:
+        """The time of its newest id, in Unix seconds; 0 while none is known."""
+        # As text, since a time of each would be read for nothing; loops, since this is asked of every thread.
+        identifier = self.first.newest if self.first else b""
+        for shelf in self.hanging:
+            identifier = max(identifier, shelf.newest)
+        seconds = (uuid6_seconds(identifier) or 0.0) if identifier else 0.0
+        return max(seconds, self.loose.latest) if self.loose else seconds
+
+    @property
+    def checkpoints(self) -> int:
+        """How many checkpoints were seen, young ones and documents included."""
+        loose = self.loose.checkpoints if self.loose else 0
+        return loose + (self.first.old() + self.first.young if self.first else 0)
+
+    @property
+    def current(self) -> set[bytes]:
+        """Ids of checkpoints that only documents tell."""
+        return self.loose.current if self.loose else set()
+
+    @property
+    def young(self) -> set[bytes]:
+        """Ids of checkpoints younger than the grace, where names are kept."""
+        return self.loose.young if self.loose else set()
+
+    @property
+    def belongings(self) -> int:
+        """How many old keys are no checkpoints."""
+        return (self.loose.belongings if self.loose else 0) + sum(shelf.old() for shelf in self.hanging)
+
+    @property
+    def keys(self) -> int:
+        """How many keys were seen."""
+        count = len(self.timeless) + (self.loose.counted if self.loose else 0)
+        for shelf in self.shelves():
+            count += shelf.old() + shelf.young
+        return count
+
+    def is_dated(self) -> bool:
+        """Whether the ages of its checkpoints are known, as far as they were read."""
+        return self.loose is None or not self.loose.undated
+
+    def is_sound(self) -> bool:
+        """Whether the age of all of its keys is known: looked at before anything of it goes."""
+        return self.is_dated() and all(shelf.is_sound() for shelf in self.shelves())
+
+    @property
+    def newest_key(self) -> bytes:
+        """The key of its newest checkpoint; those on no shelf are known where names are kept."""
+        shelf, named = self.first, self.loose.named if self.loose else (0.0, b"")
+        if shelf is None or not shelf.newest:
+            return named[1]
+        return max((uuid6_seconds(shelf.newest) or 0.0, shelf.stem + shelf.newest), named)[1]
 
     def kept(self) -> int:
         """How many keys are in memory."""
-        return len(self.old) + len(self.timeless) + len(self.young)
+        count = len(self.timeless) + (len(self.loose.others) + len(self.loose.young) if self.loose else 0)
+        for shelf in self.shelves():
+            count += shelf.old()
+        return count
+
+    def kept_bytes(self) -> int:
+        """Its memory, about."""
+        count = len(self.timeless) + (len(self.loose.others) + len(self.loose.young) if self.loose else 0)
+        return GROUP_BYTES + count * KEY_BYTES + sum(shelf.kept_bytes() for shelf in self.shelves())
 
 
-class Groups:
-    """The groups of one pass over the database, and what else was seen there.
+def all_belong(groups: Sequence[Group]) -> bool:
+    """Whether each write and index of a thread certainly hangs on a checkpoint of it; False also where it is unknown.
 
-    Attributes:
-        found: the groups of this pass, by name.
-        unknown: keys under our prefixes that no layout understands; a few of them are kept as examples.
-        foreign: keys of somebody else.
-        scanned: all keys of the pass, those of other passes included.
-        passes: how many there were so far.
-        others: whether there are checkpoints among the groups of other passes.
+    By the ids on shelves alone, for a tenth of the time of reading names.
     """
-
-    def __init__(
-        self,
-        read: Reader,
-        grace_from: float,
-        *,
-        wanted: Callable[[bytes], bool] | None = None,
-        everything: bool = False,
-        names: bool = False,
-        largest: int = LARGEST_PASS,
-    ) -> None:
-        """Prepare a first pass.
-
-        Args:
-            read: tells the parts of a key.
-            grace_from: Unix time from which on keys are young, and not kept in memory.
-            wanted: which groups to look at; all when None.
-            everything: keep young keys too, to erase whole threads.
-            names: keep the key of the newest checkpoint of each group.
-            largest: how many keys may be kept at a time.
-        """
-        self._read, self._grace_from = read, float("inf") if everything else grace_from
-        self._wanted, self._largest, self._names = wanted, largest, names
-        self._turn, self._turns = (0, 1), [(0, 1)]
-        self.passes = 0
-        self.next_pass()
-
-    def _begin(self) -> None:
-        self.found: dict[bytes, Group] = {}
-        self.unknown: list[bytes] = []
-        self.unknown_count = self.foreign = self.scanned = self._kept = 0
-        self._room = self._largest
-        self.others = False
-
-    def next_pass(self) -> bool:
-        """Go on with groups that had no place in memory so far; False when every group had its turn."""
-        if not self._turns:
+    there: set[bytes] = set()
+    hanging: set[bytes] = set()
+    for group in groups:
+        if group.loose and group.loose.belongings:
             return False
-        self._turn = self._turns.pop()
-        self.passes += 1
-        self._begin()
-        return True
-
-    def add(self, page: Collection[bytes]) -> None:
-        """Take in a page of keys; the hot loop of a sweep."""
-        # Two microseconds a key; what is looked up once here is not looked up a thousand times below.
-        read, found, grace_from, names = self._read, self.found, self._grace_from, self._names
-        self.scanned += len(page)
-        kept = 0
-        for key in page:
-            part = read(key)
-            if not part:
-                self._add_stranger(key, part)
-                continue
-            kind, name, identifier, seconds = part
-            group = found.get(name) or self._begun(name)
-            if group is None:
-                self.others = self.others or kind in {CHECKPOINT, DOCUMENT}
-                continue
-            group.keys += 1
-            if seconds is None:
-                group.add_timeless(kind, key)
-                kept += 1
-                continue
-            is_checkpoint = kind == CHECKPOINT
-            if is_checkpoint:
-                group.checkpoints += 1
-                if names:
-                    kept += group.name(key, identifier, seconds, grace_from)
-            if seconds > group.newest:  # noqa: PLR1730 - a call of max() costs a tenth of this loop
-                group.newest = seconds
-            if seconds < grace_from:
-                group.old.append(key)
-                kept += 1
-                if not is_checkpoint:
-                    group.belongings += 1
-        self._kept += kept
-        self._make_room()
-
-    def _add_stranger(self, key: bytes, part: Literal[False] | None) -> None:
-        if part is None:
-            self.unknown_count += 1
-            if len(self.unknown) < 10:
-                self.unknown.append(key)
-        else:
-            self.foreign += 1
-
-    def _is_mine(self, name: bytes) -> bool:
-        """Whether a group belongs to this pass; all groups of a thread do, or none."""
-        if self._wanted is not None and not self._wanted(name):
-            return False
-        remainder, divisor = self._turn
-        return divisor == 1 or _lot(name) % divisor == remainder
-
-    def _begun(self, name: bytes) -> Group | None:
-        """A group just met; None for one of another pass."""
-        if not self._is_mine(name):
-            return None
-        group = self.found[name] = Group()
-        return group
-
-    def _make_room(self) -> None:
-        while self._kept > self._room:
-            if not self._halve():
-                # What cannot be parted stays; whether it still cannot be is not looked at with every page.
-                self._room = self._kept + self._largest
-                return
-            self._room = self._largest
-
-    def _halve(self) -> bool:
-        """Leave half of the groups to a later pass; what is kept was seen from the beginning of this one."""
-        first = _lot(next(iter(self.found))) if self.found else 0
-        if all(_lot(name) == first for name in self.found):
-            return False
-        # What is k modulo n is either k or k + n modulo 2n.
-        remainder, divisor = self._turn
-        self._turn = (remainder, 2 * divisor)
-        self._turns.append((remainder + divisor, 2 * divisor))
-        for name in [name for name in self.found if not self._is_mine(name)]:
-            left = self.found.pop(name)
-            self.others = self.others or left.checkpoints > 0
-            self._kept -= left.kept()
-        return True
-
-
-def _lot(name: bytes) -> int:
-    """The same number for all groups of a thread, so that all fall into one pass.
-
-    By its thread where the name shows which that is. Otherwise by what stands before the first colon: the group of a
-    document, `{thread}:{id}`, moves to its thread only when its value was looked at.
-    """
-    thread = thread_of(name)
-    return hash(thread.partition(b":")[0] if thread == name else thread)
+        for shelf in group.hanging:
+            hanging.update(shelf.old_ids())
+    if hanging:
+        for group in groups:
+            if group.first:
+                there.update(group.first.old_ids())
+    return hanging <= there

@@ -6,6 +6,7 @@ Sources: RFC 9562 (UUIDv6), the ULID specification, ISO 8601.
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import UTC, datetime
 
@@ -41,6 +42,16 @@ def uuid6_seconds(text: bytes) -> float | None:
         return None
     seconds = (ticks - GREGORIAN_OFFSET) / 1e7
     return seconds if EARLIEST < seconds < FARTHEST else None
+
+
+def first_uuid6(seconds: float) -> bytes:
+    """What sorts before every UUIDv6 of that time or later, and behind all earlier ones: their text orders them."""
+    digits = f"{math.ceil(seconds * 1e7) + GREGORIAN_OFFSET:015x}"
+    return f"{digits[:8]}-{digits[8:12]}-6{digits[12:]}".encode()
+
+
+EARLIEST_UUID6, FARTHEST_UUID6 = first_uuid6(EARLIEST + 1e-6), first_uuid6(FARTHEST)
+"""Between these lie all that a clock can have made."""
 
 
 def ulid_seconds(text: bytes) -> float | None:

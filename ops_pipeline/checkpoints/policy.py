@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from ops_pipeline.checkpoints.groups import Group
+from ops_pipeline.checkpoints.groups import Group, all_belong
 from ops_pipeline.checkpoints.layouts import (
+    BLOB,
     CHECKPOINT,
     DOCUMENT,
     EMPTY_NAMESPACE,
@@ -119,29 +121,52 @@ def matches(patterns: Sequence[re.Pattern[bytes]], name: bytes) -> bool:
     return any(pattern.fullmatch(candidate) for pattern in patterns for candidate in candidates)
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What happens to a thread.
 
     Attributes:
         thread: its name.
         action: `whole`, `erased`, `orphans`, `trimmed` or `kept`.
         reason: why, in words that repeat from thread to thread.
-        keys: what goes, other than pointers.
         pointers: what goes as well if it still points at something that goes.
         newest: Unix time of its newest id; 0 when none is known.
         alive_from: a pointer to an id from this Unix time on means that the thread has come alive.
         examined: the keys of the newest checkpoints, to be looked at before anything is trimmed.
+        some: what goes of it, other than pointers, where it is not all of `groups`.
+        groups: what goes as a whole; the keys are put together only when they are asked for, batch by batch.
+        blobs: those of its keys that a checkpoint which is about to be written may name as well.
     """
 
     thread: bytes
     action: str
     reason: str
-    keys: tuple[bytes, ...] = ()
     pointers: tuple[bytes, ...] = ()
     newest: float = 0.0
     alive_from: float = 0.0
     examined: tuple[bytes, ...] = ()
+    some: tuple[bytes, ...] = ()
+    groups: tuple[Group, ...] = ()
+    blobs: tuple[bytes, ...] = ()
+
+    @property
+    def keys(self) -> tuple[bytes, ...]:
+        """What goes, other than pointers: checkpoints first, and last what tells no time."""
+        keys = [*self.some]
+        for group in self.groups:
+            keys += group.old
+        for group in self.groups:
+            keys += [key for kind, key in group.timeless if kind != POINTER]
+        return tuple(keys)
+
+    @property
+    def size(self) -> int:
+        """How many keys go, pointers included; without putting them together."""
+        if not self.groups:
+            return len(self.some) + len(self.pointers)
+        size = 0
+        for group in self.groups:
+            size += group.kept()
+        return size
 
 
 def threads_of(found: Mapping[bytes, Group]) -> dict[bytes, list[bytes]]:
@@ -149,8 +174,10 @@ def threads_of(found: Mapping[bytes, Group]) -> dict[bytes, list[bytes]]:
     threads: dict[bytes, list[bytes]] = {}
     for name in found:
         thread = thread_of(name)
-        rooted = thread + b":__empty__" in found or thread + b":" in found or name[:1] == b"$"
-        threads.setdefault(thread if rooted else name, []).append(name)
+        if thread != name and not name.endswith((EMPTY_NAMESPACE, b":")):
+            rooted = thread + b":__empty__" in found or thread + b":" in found or name[:1] == b"$"
+            thread = thread if rooted else name
+        threads.setdefault(thread, []).append(name)
     return threads
 
 
@@ -164,57 +191,70 @@ def judge(thread: bytes, groups: Sequence[Group], policy: Policy, read: Reader, 
         read: tells the parts of a key.
         now: Unix time by the clock of Redis.
     """
-    newest = max(group.newest for group in groups)
-    spared = _spared(thread, groups, policy, now)
+    newest = 0.0
+    for group in groups:
+        newest = max(newest, group.newest)
+    spared = _spared(thread, groups, policy, newest, now)
     if spared:
         return Verdict(thread, KEPT, spared, newest=newest)
+    whole = _whole(thread, groups, newest)
     if policy.erase:
-        return _all_of(thread, ERASED, "asked for by name", groups, float("inf"))
+        return whole._replace(action=ERASED, reason="asked for by name", alive_from=float("inf"))
     if not any(group.checkpoints for group in groups):
-        return _orphaned(thread, groups, now - policy.grace)
+        return _orphaned(thread, groups, newest, now - policy.grace)
     cutoff = now - policy.retention_of(thread.removeprefix(b"$"))
-    if newest < min(cutoff, now - policy.grace):
-        return _all_of(thread, WHOLE, "newest checkpoint older than the retention", groups, cutoff)
-    return _of_live(thread, groups, policy, read, now)
+    idle = newest < min(cutoff, now - policy.grace)
+    verdict = (
+        whole._replace(alive_from=cutoff) if idle else _of_live(thread, groups, policy, read, newest=newest, now=now)
+    )
+    if verdict.action != KEPT and not all(group.is_sound() for group in groups):
+        return Verdict(thread, KEPT, "age unknown", newest=newest)
+    return verdict
 
 
-def _spared(thread: bytes, groups: Sequence[Group], policy: Policy, now: float) -> str:
+def _spared(thread: bytes, groups: Sequence[Group], policy: Policy, newest: float, now: float) -> str:
     """Why a thread is left alone whatever its age; empty when it is not."""
-    if matches(policy.pinned, thread):
+    if policy.pinned and matches(policy.pinned, thread):
         return "pinned"
     if policy.erase:
         return ""
-    if any(group.unaged for group in groups):
+    if not all(group.is_dated() for group in groups):
         return "age unknown"
-    return "ids of the future" if max(group.newest for group in groups) > now + FUTURE else ""
+    return "ids of the future" if newest > now + FUTURE else ""
 
 
-def _all_of(thread: bytes, action: str, reason: str, groups: Sequence[Group], alive_from: float) -> Verdict:
-    keys = [key for group in groups for key in group.old]
-    keys += [key for group in groups for kind, key in group.timeless if kind != POINTER]
-    newest = max(group.newest for group in groups)
-    return Verdict(thread, action, reason, _once(keys), _pointers(groups), newest, alive_from)
+def _whole(thread: bytes, groups: Sequence[Group], newest: float) -> Verdict:
+    pointers, blobs = (), ()
+    if any(group.timeless for group in groups):
+        pointers, blobs = _of_kind(groups, POINTER), _of_kind(groups, BLOB)
+    reason = "newest checkpoint older than the retention"
+    return Verdict(thread, WHOLE, reason, pointers, newest, groups=tuple(groups), blobs=blobs)
 
 
-def _orphaned(thread: bytes, groups: Sequence[Group], grace_from: float) -> Verdict:
-    """Writes, indexes and pointers of nothing; registries and blobs alone tell no age."""
-    newest = max(group.newest for group in groups)
-    pointers = _pointers(groups)
+def _orphaned(thread: bytes, groups: Sequence[Group], newest: float, grace_from: float) -> Verdict:
+    """Writes, indexes, blobs and pointers of nothing; registries alone tell no age."""
+    pointers = _of_kind(groups, POINTER)
     if newest >= grace_from:
         return Verdict(thread, KEPT, "orphans younger than the grace", newest=newest)
-    keys = _once([key for group in groups for key in group.old])
-    if keys:
-        keys += tuple(key for group in groups for kind, key in group.timeless if kind == REGISTRY)
-    if not keys and not pointers:
+    if not all(group.is_sound() for group in groups):
         return Verdict(thread, KEPT, "age unknown", newest=newest)
-    return Verdict(thread, ORPHANS, "belongs to no checkpoint", keys, pointers, newest, grace_from)
+    keys = _once([key for group in groups for key in group.old])
+    # A thread whose own id holds this too may be another one than the name of its blob shows.
+    blobs = tuple(key for key in _of_kind(groups, BLOB) if key.count(EMPTY_NAMESPACE) == 1)
+    if keys:
+        keys += _of_kind(groups, REGISTRY)
+    if not keys and not pointers and not blobs:
+        return Verdict(thread, KEPT, "age unknown", newest=newest)
+    why = "belongs to no checkpoint"
+    return Verdict(thread, ORPHANS, why, pointers, newest, grace_from, some=keys + blobs, blobs=blobs)
 
 
-def _of_live(thread: bytes, groups: Sequence[Group], policy: Policy, read: Reader, now: float) -> Verdict:
-    newest = max(group.newest for group in groups)
-    trims = [policy.keep_newest is not None and not _has_documents(group) for group in groups]
-    if not any(trims) and not any(group.belongings for group in groups):
+def _of_live(
+    thread: bytes, groups: Sequence[Group], policy: Policy, read: Reader, *, newest: float, now: float
+) -> Verdict:
+    if policy.keep_newest is None and all_belong(groups):
         return Verdict(thread, KEPT, "live", newest=newest)
+    trims = [policy.keep_newest is not None and not _has_documents(group) for group in groups]
     units = _Units(groups, read)
     trimmed: list[bytes] = []
     for number, group in enumerate(groups):
@@ -225,9 +265,9 @@ def _of_live(thread: bytes, groups: Sequence[Group], policy: Policy, read: Reade
     if trimmed:
         newest_keys = tuple(group.newest_key for group in groups if group.newest_key)
         keys, why = _once(trimmed + orphans), "live: older checkpoints beyond those to keep"
-        return Verdict(thread, TRIMMED, why, keys, _pointers(groups), newest, examined=newest_keys)
+        return Verdict(thread, TRIMMED, why, _of_kind(groups, POINTER), newest, examined=newest_keys, some=keys)
     if orphans:
-        return Verdict(thread, ORPHANS, "writes of checkpoints that are gone", _once(orphans), newest=newest)
+        return Verdict(thread, ORPHANS, "writes of checkpoints that are gone", newest=newest, some=_once(orphans))
     return Verdict(thread, KEPT, "live", newest=newest)
 
 
@@ -274,8 +314,8 @@ def _has_documents(group: Group) -> bool:
     return any(kind == DOCUMENT for kind, _ in group.timeless)
 
 
-def _pointers(groups: Sequence[Group]) -> tuple[bytes, ...]:
-    return _once([key for group in groups for kind, key in group.timeless if kind == POINTER])
+def _of_kind(groups: Sequence[Group], wanted: str) -> tuple[bytes, ...]:
+    return _once([key for group in groups for kind, key in group.timeless if kind == wanted])
 
 
 def _once(keys: Sequence[bytes]) -> tuple[bytes, ...]:

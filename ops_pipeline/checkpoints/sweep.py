@@ -10,13 +10,14 @@ import gc
 import heapq
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+from ops_pipeline.checkpoints.collecting import LARGEST_PASS, Groups
 from ops_pipeline.checkpoints.connection import Store, in_words
-from ops_pipeline.checkpoints.groups import LARGEST_PASS, Group, Groups
-from ops_pipeline.checkpoints.layouts import BLOB, Prefixes, Reader, layouts_of, reader_of
+from ops_pipeline.checkpoints.groups import Group
+from ops_pipeline.checkpoints.layouts import Prefixes, Reader, layouts_of, reader_of, shelved_by
 from ops_pipeline.checkpoints.lock import LOCK, only_sweep
 from ops_pipeline.checkpoints.policy import DAY, ERASED, KEPT, ORPHANS, WHOLE, Policy, Verdict, judge, threads_of
 from ops_pipeline.checkpoints.removal import Remover, batches, expirable
@@ -41,7 +42,7 @@ class Options:
         jitter_seconds: over how long expiry is spread.
         limit: how large a share of the threads may go.
         time_budget: seconds after which the sweep stops cleanly.
-        largest_pass: how many keys are kept in memory at a time.
+        largest_pass: how many bytes of keys are kept in memory at a time, about.
         purge_memory: ask Redis to give memory back at the end.
     """
 
@@ -162,20 +163,30 @@ class _Sweeper:
     def __post_init__(self) -> None:
         """Take the time from Redis, whose clock the checkpoints' writers share more than this machine's."""
         self.started = self.spoke = self.clock()
-        self.read: Reader = reader_of(layouts_of(self.prefixes))
+        self.layouts = layouts_of(self.prefixes)
+        self.read: Reader = reader_of(self.layouts)
         seconds, microseconds = self.store.scanned[0].time()
         self.now = int(seconds) + int(microseconds) / 1e6
         expire_at = None if self.options.expire_seconds is None else self.now + self.options.expire_seconds
-        self.remover = Remover(self.store, self.read, expire_at=expire_at, jitter=self.options.jitter_seconds)
+        self.remover = Remover(
+            self.store,
+            self.read,
+            grace=self.policy.grace,
+            expire_at=expire_at,
+            jitter=self.options.jitter_seconds,
+        )
 
     def run(self, keep: Callable[[], None]) -> None:
         """All passes."""
         used, resident = memory_of(self.store)
         self.swept.used_bytes, self.swept.resident_bytes = (used, used), (resident, resident)
         policy = self.policy
+        if not self.options.dry_run:
+            self.remover.try_out()
         groups = Groups(
             self.read,
             self.now - policy.grace,
+            shelved=shelved_by(self.layouts),
             wanted=self._may_want if policy.only else None,
             everything=policy.erase,
             names=policy.keep_newest is not None,
@@ -201,16 +212,17 @@ class _Sweeper:
         for page in pages(self.store):
             groups.add(_without_lock(page))
             keep()
-            self._tell(f"{groups.scanned} of {size} keys scanned, {self.swept.deleted} deleted")
+            if self._is_time_to_tell():
+                self._tell(f"{groups.scanned} of {size} keys scanned, {self.swept.deleted} deleted")
         first = self.swept.passes == 0
         self.swept.passes = groups.passes
         if first:
             self.swept.processed, self.swept.foreign = groups.scanned, groups.foreign
             self.swept.unknown, self.swept.unknown_examples = groups.unknown_count, groups.unknown
-        self.swept.documents += read_ages(self.store, groups.found, everything=self.policy.erase)
+        self.swept.documents += read_ages(self.store, groups, everything=self.policy.erase)
+        before = self.swept.threads
         verdicts = self._verdicts(groups.found, others=groups.others)
-        verdicts = self._confirmed(verdicts, groups.found)
-        self._guard(verdicts, groups.found)
+        self._guard(verdicts, self.swept.threads - before)
         if not self.options.dry_run:
             self._remove(verdicts, keep)
 
@@ -220,76 +232,63 @@ class _Sweeper:
         # With a wrong prefix for checkpoints, all writes look like orphans.
         lonely = not others and not any(group.checkpoints for group in found.values())
         for thread, names in threads_of(found).items():
-            if not any(self.policy.wants(name) for name in (thread, *names)):
+            if self.policy.only and not any(self.policy.wants(name) for name in (thread, *names)):
                 continue
             self.swept.threads += 1
             groups = [found[name] for name in names]
             verdict = judge(thread, groups, self.policy, self.read, self.now)
-            if verdict.action == ORPHANS and lonely:
-                verdict = replace(verdict, action=KEPT, reason=NO_CHECKPOINT)
-            self._count(verdict, sum(group.keys for group in groups))
-            wanted = self.options.expire_seconds is None or expirable(verdict)
-            if verdict.action != KEPT and wanted:
+            if lonely and verdict.action == ORPHANS:
+                verdict = verdict._replace(action=KEPT, reason=NO_CHECKPOINT)
+            self._count(verdict, groups)
+            if verdict.action == KEPT:
+                self.swept.kept[verdict.reason] += 1
+            elif self.options.expire_seconds is None or expirable(verdict):
                 verdicts.append(verdict)
             else:
-                self.swept.kept[verdict.reason if verdict.action == KEPT else "not whole, and only those expire"] += 1
+                self.swept.kept["not whole, and only those expire"] += 1
         return verdicts
 
-    def _count(self, verdict: Verdict, keys: int) -> None:
+    def _count(self, verdict: Verdict, groups: Sequence[Group]) -> None:
         if verdict.newest:
             self.swept.ages[max(0, int((self.now - verdict.newest) / DAY))] += 1
-        entry = (keys, verdict.thread)
-        if len(self.swept.largest) < LARGEST_THREADS:
-            heapq.heappush(self.swept.largest, entry)
-        else:
-            heapq.heappushpop(self.swept.largest, entry)
+        keys = 0
+        for group in groups:
+            keys += group.keys
+        entry, largest = (keys, verdict.thread), self.swept.largest
+        if len(largest) < LARGEST_THREADS:
+            heapq.heappush(largest, entry)
+        elif entry > largest[0]:
+            heapq.heapreplace(largest, entry)
 
-    def _confirmed(self, verdicts: list[Verdict], found: dict[bytes, Group]) -> list[Verdict]:
-        """Without those whose blobs a checkpoint written since the scan may name, where no pointer would tell.
-
-        Savers of older versions keep unchanged channels in blobs, and no pointer: only another scan shows that such
-        a thread has come alive.
-        """
-        doubtful = {
-            verdict.thread: verdict
-            for verdict in verdicts
-            if verdict.action == WHOLE and not verdict.pointers and _has_blobs(verdict.thread, found)
-        }
-        if not doubtful or self.options.dry_run:
-            return verdicts
-        alive = set()
-        for page in pages(self.store):
-            parts = (part for part in map(self.read, page) if isinstance(part, tuple))
-            alive |= {name for _, name, _, seconds in parts if (seconds or 0) >= self.now - self.policy.grace}
-        revived = {thread for thread, names in threads_of(found).items() if alive.intersection(names)}
-        revived &= doubtful.keys()
-        if revived:
-            self.swept.kept["came alive"] += len(revived)
-        return [one for one in verdicts if one.thread not in revived]
-
-    def _guard(self, verdicts: Sequence[Verdict], found: dict[bytes, Group]) -> None:
+    def _guard(self, verdicts: Sequence[Verdict], population: int) -> None:
         """Refuse a pass in which too many threads would go; orphans are no threads."""
-        self.swept.planned_keys += sum(len(verdict.keys) + len(verdict.pointers) for verdict in verdicts)
+        self.swept.planned_keys += sum(verdict.size for verdict in verdicts)
         shown = verdicts[: EXAMPLES - len(self.swept.changes)]
         self.swept.changes += [change_of(verdict, self.now) for verdict in shown]
         # The limit counts: 100,000 changes in words would take longer than deciding about them.
         whole = sum(verdict.action in {WHOLE, ERASED} for verdict in verdicts)
-        self.options.limit.check(Plan((Change("thread", "delete", ""),) * whole, scanned=len(threads_of(found))))
+        self.options.limit.check(Plan((Change("thread", "delete", ""),) * whole, scanned=population))
 
     def _remove(self, verdicts: Sequence[Verdict], keep: Callable[[], None]) -> None:
         done = 0
-        for batch in batches(verdicts):
-            if self.clock() - self.started > self.options.time_budget:
-                self.swept.left += len(verdicts) - done
-                break
-            keep()
-            try:
+        try:
+            for batch in batches(verdicts):
+                if self.clock() - self.started > self.options.time_budget:
+                    self.swept.left += len(verdicts) - done
+                    break
+                keep()
                 self.remover.carry_out(batch)
-            finally:
-                # What a batch did before it failed was done too.
                 self._note()
-            done += len(batch)
-            self._tell(f"{done} of {len(verdicts)} threads removed, {self.swept.deleted} keys")
+                done += len(batch)
+                if self._is_time_to_tell():
+                    self.remover.finish()
+                    self._note()
+                    self._tell(f"{done} of {len(verdicts)} threads removed, {self.swept.deleted} keys")
+            self.remover.finish()
+        finally:
+            # What was done before a failure was done.
+            self.remover.give_up()
+            self._note()
         self.swept.kept.update(self.remover.removed.spared)
         self.remover.removed.spared.clear()
 
@@ -298,13 +297,14 @@ class _Sweeper:
         self.swept.removed = Counter(self.remover.removed.threads)
         self.swept.seconds = self.clock() - self.started
 
+    def _is_time_to_tell(self) -> bool:
+        return self.clock() - self.spoke >= TOLD_EVERY_SECONDS
+
     def _tell(self, text: str) -> None:
-        now = self.clock()
-        if now - self.spoke >= TOLD_EVERY_SECONDS:
-            self.spoke = now
-            seconds = now - self.started
-            rate = f", {self.swept.deleted / seconds:,.0f} keys/s deleted" if self.swept.deleted else ""
-            self.told(f"{text}, {seconds:.0f} s{rate}")
+        self.spoke = self.clock()
+        seconds = self.spoke - self.started
+        rate = f", {self.swept.deleted / seconds:,.0f} keys/s deleted" if self.swept.deleted else ""
+        self.told(f"{text}, {seconds:.0f} s{rate}")
 
 
 def _without_lock(page: list[bytes]) -> list[bytes]:
@@ -316,9 +316,8 @@ def change_of(verdict: Verdict, now: float) -> Change:
     """A verdict as a plan shows it."""
     name = verdict.thread.decode("utf-8", "backslashreplace")
     was = f"newest {(now - verdict.newest) / DAY:.0f} days old" if verdict.newest else ""
-    keys = len(verdict.keys) + len(verdict.pointers)
     what = {WHOLE: "delete", ERASED: "erase", ORPHANS: "delete orphans"}.get(verdict.action, "trim")
-    return Change(key=name, action=f"{what}: {keys} keys", reason=verdict.reason, planned_from=was)
+    return Change(key=name, action=f"{what}: {verdict.size} keys", reason=verdict.reason, planned_from=was)
 
 
 def memory_of(store: Store) -> tuple[int, int]:
@@ -329,11 +328,3 @@ def memory_of(store: Store) -> tuple[int, int]:
         used += int(memory.get("used_memory", 0))
         resident += int(memory.get("used_memory_rss", 0))
     return used, resident
-
-
-def _has_blobs(thread: bytes, found: dict[bytes, Group]) -> bool:
-    return any(kind == BLOB for name in _names(thread, found) for kind, _ in found[name].timeless)
-
-
-def _names(thread: bytes, found: dict[bytes, Group]) -> Iterator[bytes]:
-    return (name for name in (thread, thread + b":__empty__") if name in found)

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ops_pipeline.checkpoints.collecting import Groups
 from ops_pipeline.checkpoints.connection import Store
-from ops_pipeline.checkpoints.groups import Group
 from ops_pipeline.checkpoints.ids import iso_seconds, number_seconds, ulid_seconds, uuid6_seconds
-from ops_pipeline.checkpoints.layouts import DOCUMENT
 
 AT_ONCE = 200
 """Documents read per round trip; one may hold a whole conversation."""
@@ -34,48 +33,30 @@ class Age:
     plain: bool = False
 
 
-def read_ages(store: Store, found: dict[bytes, Group], *, everything: bool = False) -> int:
-    """Look at the documents of a pass, and put what they say into their groups.
+def read_ages(store: Store, groups: Groups, *, everything: bool = False) -> int:
+    """Look at the documents of a pass, and put them into their groups with what they say.
 
     A plain document, `checkpoint:{thread}:{id}` with an id that is no time, belongs to the thread before its last
-    colon, and moves there.
+    colon; any other to the group that its name tells.
 
     Args:
         store: the Redis.
-        found: the groups of the pass; changed.
+        groups: the groups of the pass; changed.
         everything: the age does not matter, since whole threads are erased.
 
     Returns:
-        How many documents were looked at.
+        How many documents are of this pass.
     """
-    documents = [(name, key) for name, group in found.items() for kind, key in group.timeless if kind == DOCUMENT]
-    for part in _parts(documents):
+    placed = 0
+    for part in _parts(groups.documents):
         ages = _ages(store, [key for _, key in part])
         for (name, key), age in zip(part, ages, strict=True):
-            group = _home(found, name, key) if age.plain else found[name]
-            if age.seconds is not None:
-                group.newest = max(group.newest, age.seconds)
-                group.current |= {age.identifier} if age.identifier else set()
-            elif not everything:
-                group.unaged += 1
-    return len(documents)
-
-
-def _home(found: dict[bytes, Group], name: bytes, key: bytes) -> Group:
-    """The group that a plain document belongs to, after it was moved there."""
-    thread = name.rpartition(b":")[0]
-    if not thread:
-        return found[name]
-    group, home = found[name], found.setdefault(thread, Group())
-    group.timeless.remove((DOCUMENT, key))
-    group.checkpoints -= 1
-    group.keys -= 1
-    home.timeless.append((DOCUMENT, key))
-    home.checkpoints += 1
-    home.keys += 1
-    if not group.keys:
-        del found[name]
-    return home
+            home = (name.rpartition(b":")[0] if age.plain else b"") or name
+            group = groups.place(home, key, seconds=age.seconds, identifier=age.identifier)
+            placed += group is not None
+            if group and age.seconds is None and not everything:
+                group.more().undated += 1
+    return placed
 
 
 def is_delta(store: Store, key: bytes) -> bool:

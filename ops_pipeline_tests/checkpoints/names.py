@@ -10,8 +10,9 @@ import uuid
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from ops_pipeline.checkpoints.groups import Group, Groups
-from ops_pipeline.checkpoints.layouts import Prefixes, Reader, layouts_of, reader_of
+from ops_pipeline.checkpoints.collecting import Groups
+from ops_pipeline.checkpoints.groups import Group
+from ops_pipeline.checkpoints.layouts import Prefixes, Reader, layouts_of, reader_of, shelved_by
 
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC).timestamp()
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
@@ -21,6 +22,7 @@ CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 TASK = b"7f1b2c3d-4e5f-8a9b-8c1d-2e3f4a5b6c7d"
 INTERRUPT = -3
 READ: Reader = reader_of(layouts_of(Prefixes()))
+SHELVED = shelved_by(layouts_of(Prefixes()))
 _random = random.Random(20260310)  # noqa: S311 - no secret
 
 
@@ -145,6 +147,8 @@ def thread_keys(thread: bytes, ages: Iterable[float], namespace: bytes = EMPTY, 
 
 def grouped(keys: Iterable[bytes], *, grace: float = DAY, everything: bool = False) -> dict[bytes, Group]:
     """What a single pass finds, with names kept."""
-    groups = Groups(READ, NOW - grace, everything=everything, names=True)
+    groups = Groups(READ, NOW - grace, shelved=SHELVED, everything=everything, names=True)
     groups.add(list(keys))
+    for name, key in groups.documents:
+        groups.place(name, key)
     return groups.found

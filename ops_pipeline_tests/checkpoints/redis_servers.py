@@ -322,17 +322,47 @@ def load_saver(client: Any, thread: str, namespace: str = EMPTY) -> Loaded | Non
     return Loaded(identifier, frozenset(key.decode() for key in writes))
 
 
+UNTOUCHED = """
+redis.call('RESTORE', KEYS[1], 0, redis.call('DUMP', KEYS[1]), 'REPLACE', 'IDLETIME', ARGV[1])
+"""
+"""Makes a key look as if nobody had read or written it for so many seconds."""
+
+
 def put_blobs(client: Any, thread: str, seconds: float, *, as_hash: bool = False) -> Loaded:
-    """One checkpoint of an old saver: its channels lie in blobs, one of which never changes, and no pointer is kept."""
+    """One checkpoint of an old saver: its channels lie in blobs, one of which never changes, and no pointer is kept.
+
+    One that is written in the past has not been touched since.
+    """
     group, identifier = f"{thread}:{EMPTY}", uuid6(seconds)
     versions = {"branch:to:agent": "1", "messages": f"{int(seconds)}.5"}
     for channel, version in versions.items():
         key = f"checkpoint_blob:{group}:{channel}:{version}"
         client.hset(key, mapping={"blob": b"\x81"}) if as_hash else client.set(key, b"\x81")
+        idle = int(time.time() - seconds)
+        if idle > 1:
+            client.eval(UNTOUCHED, 1, key, idle)
     document = document_of(identifier, thread, EMPTY, seconds)
     document["checkpoint"]["channel_versions"] = versions
     client.set(f"checkpoint:{group}:{identifier}", json.dumps(document))
     return Loaded(identifier, put_writes(client, group, identifier, (0,)))
+
+
+def resume_blobs(client: Any, thread: str, seconds: float) -> Loaded:
+    """Load such a thread and write its next checkpoint, which names a channel that did not change by its old blob."""
+    group, identifier = f"{thread}:{EMPTY}", uuid6(seconds)
+    client.get(f"checkpoint_blob:{group}:branch:to:agent:1")
+    version = f"{int(seconds)}.7"
+    client.set(f"checkpoint_blob:{group}:messages:{version}", b"\x81")
+    document = document_of(identifier, thread, EMPTY, seconds)
+    document["checkpoint"]["channel_versions"] = {"branch:to:agent": "1", "messages": version}
+    client.set(f"checkpoint:{group}:{identifier}", json.dumps(document))
+    return Loaded(identifier)
+
+
+def forget_reads(client: Any, days: float = 40) -> None:
+    """Make all blobs look as if nobody had read or written them for so long; `snapshot` reads them too."""
+    for key in keys_under(client, "checkpoint_blob:"):
+        client.eval(UNTOUCHED, 1, key, int(days * DAY))
 
 
 def load_blobs(client: Any, thread: str) -> Loaded | None:

@@ -84,10 +84,10 @@ def verdicts(
         if name not in found:
             continue
         if seconds is None:
-            found[name].unaged += 1
+            found[name].more().undated += 1
         else:
-            found[name].newest = max(found[name].newest, seconds)
-            found[name].current |= {identifier}
+            found[name].more().latest = max(found[name].newest, seconds)
+            found[name].more().current.add(identifier)
     threads = threads_of(found).items()
     return {thread: judge(thread, [found[name] for name in names], rules, READ, NOW) for thread, names in threads}
 
@@ -232,7 +232,9 @@ def test_a_recipe_thread_with_an_id_of_unknown_age_stays() -> None:
     assert said(verdict([recipe(b"T", uuid6(NOW - 90 * DAY)), recipe(b"T", uuid4())])) == (KEPT, "age unknown")
 
 
-@pytest.mark.parametrize("key", [registry(b"T"), blob(b"T", b"messages"), write(b"T", NIL), zset(b"T", NIL)])
+@pytest.mark.parametrize(
+    "key", [registry(b"T"), blob(b"T", b"m", INNER), blob(b"a:__empty__:b", b"m"), write(b"T", NIL), zset(b"T", NIL)]
+)
 def test_what_alone_tells_no_age_stays(key: bytes) -> None:
     assert said(verdict([key])) == (KEPT, "age unknown")
 
@@ -308,9 +310,13 @@ def test_a_pointer_alone_goes_if_it_points_at_nothing() -> None:
     assert (one.action, one.keys, one.pointers, one.alive_from) == (ORPHANS, (), (pointer(b"T"),), NOW - DAY)
 
 
-def test_blobs_without_a_checkpoint_stay() -> None:
-    lost = write(b"T", uuid6(NOW - 50 * DAY))
-    assert gone(verdict([lost, blob(b"T", b"messages")])) == {lost}
+def test_blobs_without_a_checkpoint_go_while_nobody_touches_them() -> None:
+    """Their names tell no age: whoever carries it out asks Redis since when nobody has read or written them."""
+    lost, alone = write(b"T", uuid6(NOW - 50 * DAY)), blob(b"T", b"messages")
+    for one in (verdict([lost, alone]), verdict([alone])):
+        assert (one.action, one.blobs) == (ORPHANS, (alone,))
+    assert gone(verdict([lost, alone])) == {lost, alone}
+    assert said(verdict([alone, write(b"T", uuid6(NOW - HOUR))])) == (KEPT, "orphans younger than the grace")
 
 
 # Trimming

@@ -1,0 +1,261 @@
+"""Collecting keys into groups, page by page, in bounded memory: with more groups than have room, in several passes.
+
+What belongs here: which group a key belongs to, and which groups a pass is about. What does not: Redis, values, and
+any decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+from ops_pipeline.checkpoints.groups import GROUP_BYTES, KEY_BYTES, SHELF_BYTES, Group, Loose, Shelf
+from ops_pipeline.checkpoints.ids import EARLIEST_UUID6, FARTHEST_UUID6, UUID_LENGTH, first_uuid6
+from ops_pipeline.checkpoints.layouts import CHECKPOINT, DOCUMENT, WRITE, Reader, thread_of
+
+LARGEST_PASS = 64 * 1_048_576
+"""Bytes kept at a time, about. With more, the groups are halved by a hash, and scanned in as many passes."""
+
+
+class Groups:
+    """The groups of one pass over the database, and what else was seen there.
+
+    Attributes:
+        found: the groups of this pass, by name.
+        documents: group and key of checkpoints whose values tell their thread and age; `place` puts them into groups.
+        unknown: keys under our prefixes that no layout understands; a few of them are kept as examples.
+        foreign: keys of somebody else.
+        scanned: all keys of the pass, those of other passes included.
+        passes: how many there were so far.
+        others: whether there are checkpoints among the groups of other passes.
+    """
+
+    def __init__(
+        self,
+        read: Reader,
+        grace_from: float,
+        *,
+        shelved: Mapping[bytes, str],
+        wanted: Callable[[bytes], bool] | None = None,
+        everything: bool = False,
+        names: bool = False,
+        largest: int = LARGEST_PASS,
+    ) -> None:
+        """Prepare a first pass.
+
+        Args:
+            read: tells the parts of a key.
+            grace_from: Unix time from which on keys are young, and not kept in memory.
+            shelved: what keys with these beginnings are (`layouts.shelved_by`).
+            wanted: which groups to look at; all when None.
+            everything: keep young keys too, to erase whole threads.
+            names: keep the key of the newest checkpoint of each group.
+            largest: how many bytes may be kept at a time, about.
+        """
+        self._shelved = shelved
+        self._read, self._grace_from = read, float("inf") if everything else grace_from
+        self._first_young = FARTHEST_UUID6 if everything else first_uuid6(grace_from)
+        self._wanted, self._largest, self._names = wanted, largest, names
+        self._turn, self._turns = (0, 1), [(0, 1)]
+        self.passes = 0
+        self.next_pass()
+
+    def _begin(self) -> None:
+        self.found: dict[bytes, Group] = {}
+        self.documents: list[tuple[bytes, bytes]] = []
+        # By what stands before the id: of whole keys that end in one, and of writes.
+        self._ending: dict[bytes, Shelf] = {}
+        self._hanging: dict[bytes, Shelf] = {}
+        self.unknown: list[bytes] = []
+        self.unknown_count = self.foreign = self.scanned = self._kept = 0
+        self._room = self._largest
+        self.others = False
+
+    def next_pass(self) -> bool:
+        """Go on with groups that had no place in memory so far; False when every group had its turn."""
+        if not self._turns:
+            return False
+        self._turn = self._turns.pop()
+        self.passes += 1
+        self._begin()
+        return True
+
+    def add(self, page: Sequence[bytes]) -> None:
+        """Take in a page of keys; the hot loop of a sweep."""
+        # Half a microsecond a key. Nearly all keys are of a shelf that is there, with an id that is compared as text;
+        # whatever is not plainly so is read with care, for four times as long. The numbers stand here as such, since a
+        # name for each takes a tenth of the loop: an id is 36 long, 58 is the colon before it, 54 the 6 at its 14.
+        find_ending, find_hanging = self._ending.get, self._hanging.get
+        first_young, names = self._first_young, self._names
+        earliest, farthest = EARLIEST_UUID6, FARTHEST_UUID6
+        kept = 0
+        for key in page:
+            if len(key) > 36 and key[-37] == 58:
+                end = key[-36:]
+                shelf = find_ending(key[:-36])
+            else:
+                pieces = key.rsplit(b":", 2)
+                before = pieces[0]
+                # A task and a number come behind it.
+                end = before[-36:] if len(pieces) == 3 and pieces[2].isdigit() and pieces[1] else b""
+                shelf = find_hanging(before[:-36])
+            if not earliest < end < farthest or len(end) != 36 or end[14] != 54:
+                self._add_with_care(key)
+                continue
+            if shelf is None:
+                shelf = self._new_shelf(key, end)
+                if shelf is None:
+                    self._add_with_care(key)
+                    continue
+            shelf.newest = max(shelf.newest, end)
+            if end >= first_young:
+                shelf.young += 1
+                if names:
+                    self._name(shelf, end)
+            elif shelf.writes is None:
+                shelf.ids += end
+                kept += 40
+            else:
+                shelf.writes.append(key)
+                kept += 160
+        self.scanned += len(page)
+        self._kept += kept
+        self._make_room()
+
+    def _name(self, shelf: Shelf, identifier: bytes) -> None:
+        """Keep the id of a young checkpoint."""
+        young = shelf.group.more().young
+        if shelf.group.first is shelf and identifier not in young:
+            young.add(identifier)
+            self._kept += KEY_BYTES
+
+    def _new_shelf(self, key: bytes, identifier: bytes) -> Shelf | None:
+        """A shelf for a key with a UUIDv6 and for those to come that are like it; None when it cannot lie on one."""
+        head = key[: key.find(b":") + 1]
+        kind = self._shelved.get(head)
+        if kind is None:
+            return None
+        rest = key.rsplit(b":", 2)[0] if kind == WRITE else key
+        name = rest[len(head) : -UUID_LENGTH - 1]
+        if rest[-UUID_LENGTH:] != identifier or rest[-UUID_LENGTH - 1 : -UUID_LENGTH] != b":" or not name:
+            return None
+        group = self.found.get(name) or self._begun(name)
+        if group is None:
+            return None
+        shelf = Shelf(group, rest[:-UUID_LENGTH], of_writes=kind == WRITE)
+        (self._hanging if kind == WRITE else self._ending)[shelf.stem] = shelf
+        if kind == CHECKPOINT:
+            group.first = shelf
+        else:
+            group.hanging = (*group.hanging, shelf)
+        self._kept += SHELF_BYTES
+        return shelf
+
+    def _add_with_care(self, key: bytes) -> None:
+        """Take in a key of any layout."""
+        part = self._read(key)
+        if not part:
+            self._add_stranger(key, part)
+            return
+        kind, name, identifier, seconds = part
+        if kind == DOCUMENT:
+            self._add_document(name, key)
+            return
+        group = self.found.get(name) or self._begun(name)
+        if group is None:
+            self.others = self.others or kind == CHECKPOINT
+        elif seconds is None:
+            group.add_timeless(kind, key)
+            self._kept += KEY_BYTES
+        else:
+            self._add_loose(group.more(), kind, key, identifier, seconds)
+
+    def _add_document(self, name: bytes, key: bytes) -> None:
+        """Keep what only its value can tell the thread of: its group's name, or that before the last colon."""
+        if self._is_mine(name) or self._is_mine(name.rpartition(b":")[0]):
+            self.documents.append((name, key))
+            self._kept += KEY_BYTES
+        else:
+            self.others = True
+
+    def _add_loose(self, loose: Loose, kind: str, key: bytes, identifier: bytes, seconds: float) -> None:
+        """Take in a key with a time that lies on no shelf."""
+        loose.counted += 1
+        loose.latest = max(loose.latest, seconds)
+        is_young = seconds >= self._grace_from
+        if kind == CHECKPOINT:
+            loose.checkpoints += 1
+            if self._names:
+                # Of two of one time always the same.
+                loose.named = max(loose.named, (seconds, key))
+                if is_young and identifier not in loose.young:
+                    loose.young.add(identifier)
+                    self._kept += KEY_BYTES
+        if not is_young:
+            loose.others.append(key)
+            loose.belongings += kind != CHECKPOINT
+            self._kept += KEY_BYTES
+
+    def _add_stranger(self, key: bytes, part: Literal[False] | None) -> None:
+        if part is None:
+            self.unknown_count += 1
+            if len(self.unknown) < 10:
+                self.unknown.append(key)
+        else:
+            self.foreign += 1
+
+    def place(self, name: bytes, key: bytes, *, seconds: float | None = None, identifier: bytes = b"") -> Group | None:
+        """Put a document whose value was looked at into its group; None when that is of another pass."""
+        group = self.found.get(name) or self._begun(name)
+        if group is None:
+            self.others = True
+            return None
+        group.add_timeless(DOCUMENT, key)
+        if seconds is not None:
+            loose = group.more()
+            loose.latest = max(loose.latest, seconds)
+            loose.current |= {identifier} if identifier else set()
+        return group
+
+    def _is_mine(self, name: bytes) -> bool:
+        """Whether a group belongs to this pass; all groups of a thread do, or none."""
+        if self._wanted is not None and not self._wanted(name):
+            return False
+        remainder, divisor = self._turn
+        return divisor == 1 or hash(thread_of(name)) % divisor == remainder
+
+    def _begun(self, name: bytes) -> Group | None:
+        """A group just met; None for one of another pass."""
+        if not self._is_mine(name):
+            return None
+        group = self.found[name] = Group()
+        self._kept += GROUP_BYTES
+        return group
+
+    def _make_room(self) -> None:
+        while self._kept > self._room:
+            if not self._halve():
+                # What cannot be parted stays; whether it still cannot be is not looked at with every page.
+                self._room = self._kept + self._largest
+                return
+            self._room = self._largest
+
+    def _halve(self) -> bool:
+        """Leave half of the groups to a later pass; what is kept was seen from the beginning of this one."""
+        names = [*self.found, *(one for name, _ in self.documents for one in (name, name.rpartition(b":")[0]))]
+        if len({hash(thread_of(name)) for name in names if self._is_mine(name)}) < 2:
+            return False
+        # What is k modulo n is either k or k + n modulo 2n.
+        remainder, divisor = self._turn
+        self._turn = (remainder, 2 * divisor)
+        self._turns.append((remainder + divisor, 2 * divisor))
+        for name in [name for name in self.found if not self._is_mine(name)]:
+            left = self.found.pop(name)
+            self.others = self.others or left.checkpoints > 0
+            self._kept -= left.kept_bytes()
+            for shelf in left.shelves():
+                del (self._ending if shelf.writes is None else self._hanging)[shelf.stem]
+        here = [one for one in self.documents if self._is_mine(one[0]) or self._is_mine(one[0].rpartition(b":")[0])]
+        self._kept -= KEY_BYTES * (len(self.documents) - len(here))
+        self.documents = here
+        return True
