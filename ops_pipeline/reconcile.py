@@ -85,11 +85,14 @@ class SafetyLimit:
 
     def objection(self, plan: Plan) -> str | None:
         """Why the plan is too large, in words; None when it may be applied."""
-        changes = len(plan.changes)
+        return self.objection_to(len(plan.changes), plan.scanned)
+
+    def objection_to(self, changes: int, scanned: int) -> str | None:
+        """The same of a plan that is too large to be held: its number of changes, and of objects scanned."""
         if self.count is not None and changes > self.count:
             return f"{changes} changes are more than the limit of {self.count}"
-        if self.share is not None and plan.scanned >= self.minimum_population and changes > self.share * plan.scanned:
-            return f"{changes} of {plan.scanned} objects are more than the limit of {self.share:.0%}"
+        if self.share is not None and scanned >= self.minimum_population and changes > self.share * scanned:
+            return f"{changes} of {scanned} objects are more than the limit of {self.share:.0%}"
         return None
 
     def check(self, plan: Plan) -> None:

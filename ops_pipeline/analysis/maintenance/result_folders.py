@@ -1,0 +1,67 @@
+"""The directories of results: finding those of tasks, and removing them.
+
+What belongs here: paths and directories. What does not: what is in them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ops_pipeline.analysis.targets import parse_model, parse_target, task_folder
+
+
+@dataclass
+class Folders:
+    """The results of tasks below one root; each folder of an application is listed once.
+
+    Attributes:
+        root: of all results.
+    """
+
+    root: Path
+    _listed: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    def of(self, task_id: str, target: str) -> str:
+        """The folder of a task, relative to the root; empty where it has none."""
+        above = _above(target)
+        if not above:
+            return ""
+        name = task_folder(task_id)
+        return f"{above}/{name}" if name in self._names(above) else ""
+
+    def _names(self, above: str) -> frozenset[str]:
+        if above not in self._listed:
+            try:
+                self._listed[above] = frozenset(path.name for path in (self.root / above).iterdir())
+            except (FileNotFoundError, NotADirectoryError):
+                self._listed[above] = frozenset()
+        return self._listed[above]
+
+    def path(self, folder: str) -> Path:
+        """The path of a folder of `of`."""
+        return self.root / folder
+
+    def remove(self, folders: Iterable[str]) -> dict[str, str]:
+        """Remove folders; returns those that could not be, and why."""
+        failed: dict[str, str] = {}
+        for folder in folders:
+            try:
+                shutil.rmtree(self.path(folder))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                failed[folder] = f"{error.filename}: {error.strerror}"
+        return failed
+
+
+def _above(target: str) -> str:
+    """The folder of an application, or of a model whose next one is yet to be made; empty for other targets."""
+    for parse in (parse_target, parse_model):
+        try:
+            return "/".join(parse(target).folders)
+        except ValueError:
+            continue
+    return ""
