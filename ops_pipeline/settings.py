@@ -83,6 +83,10 @@ class Settings(
         """Where results of analysis tasks are written."""
         return self.analysis_results_dir or self.dagster_home.absolute() / "results"
 
+    def archive_location(self) -> str:
+        """Where archives are written: a folder or a URL."""
+        return self.maintenance_archive or str(self.dagster_home.absolute() / "archive")
+
     def reports_folder(self) -> Path:
         """Where reports are written."""
         return self.reports_dir or self.dagster_home.absolute() / "reports"

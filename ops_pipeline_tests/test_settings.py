@@ -90,6 +90,22 @@ DEFAULTS: dict[str, Any] = {
     "ANALYSIS_RESULTS_DIR": None,
     "MAINTENANCE_AUTO_START": False,
     "MAINTENANCE_INTERVAL_SECONDS": 3600,
+    "MAINTENANCE_ARCHIVE": "",
+    "MAINTENANCE_TIME_BUDGET_SECONDS": 600,
+    "MAINTENANCE_LOOK_SECONDS": 60,
+    "MAINTENANCE_MAX_DELETIONS": 100_000,
+    "MAINTENANCE_MAX_SHARE": 0.5,
+    "CLEANUP_ORPHAN_APPS": True,
+    "CLEANUP_ORPHAN_TASKS": True,
+    "CLEANUP_STUCK_TASKS": True,
+    "CLEANUP_OLD_TASKS": True,
+    "ORPHAN_APP_RETENTION_DAYS": timedelta(days=7),
+    "ORPHAN_APP_MAX_NEWLY_MISSING_SHARE": 0.2,
+    "STUCK_TASK_TIMEOUT_MINUTES": timedelta(minutes=120),
+    "PENDING_TASK_TIMEOUT_MINUTES": timedelta(minutes=240),
+    "GRACE_PERIOD_MINUTES": timedelta(minutes=5),
+    "TASK_RETENTION_DAYS": timedelta(days=30),
+    "MODEL_CALL_RETENTION_DAYS": None,
     "PRUNE_DAGSTER_STORAGE_CRON_TIME": "30 4 * * *",
     "RUN_RETENTION_DAYS": 30,
     "RUN_RETENTION_DAYS_BY_JOB": RUN_RETENTION_DAYS_BY_JOB,
@@ -126,6 +142,9 @@ BOUNDS = {
     "PREFLIGHT_MAX_RETRIES": (0, 100),
     "TRANSIENT_FAILURE_MAX_RETRIES": (0, 100),
     "MAINTENANCE_INTERVAL_SECONDS": (60, 2_592_000),
+    "MAINTENANCE_TIME_BUDGET_SECONDS": (1, 86_400),
+    "MAINTENANCE_LOOK_SECONDS": (1, 3600),
+    "MAINTENANCE_MAX_DELETIONS": (0, 1_000_000_000),
     "PRUNE_DAGSTER_STORAGE_BUDGET_SECONDS": (1, 86_400),
 }
 HOURS = ("MODEL_CALL_STATS_START", "MODEL_CALLS_PRUNED_BEFORE")
@@ -301,3 +320,43 @@ def test_an_env_file_is_read_and_the_environment_wins_over_it(monkeypatch: pytes
 def test_an_override_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USAGE_REPORT_DAYS", "3")
     assert load_settings(usage_report_days=5).usage_report_days == 5
+
+
+DURATIONS = [name for name, value in DEFAULTS.items() if isinstance(value, timedelta)] + ["MODEL_CALL_RETENTION_DAYS"]
+
+
+@pytest.mark.parametrize("variable", DURATIONS)
+def test_a_retention_is_read_in_its_unit_or_in_one_that_it_names(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    unit = timedelta(days=1) if variable.endswith("_DAYS") else timedelta(minutes=1)
+    meant = {"3": 3 * unit, " 2.5 ": 2.5 * unit, "30d": timedelta(days=30), "12H": timedelta(hours=12)}
+    for text, value in (meant | {"90m": timedelta(minutes=90), "45s": timedelta(seconds=45)}).items():
+        monkeypatch.setenv(variable, text)
+        assert value_of(variable) == value
+
+
+@pytest.mark.parametrize("variable", DURATIONS)
+@pytest.mark.parametrize("text", ["0", "-1", "0d", "-30d", "36501d", "1e9"])
+def test_a_retention_of_zero_or_less_is_refused_and_never_skipped(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str
+) -> None:
+    """0 was taken for "not set", and nothing was cleaned up for a year."""
+    monkeypatch.setenv(variable, text)
+    assert refusal() == (
+        f"{variable}: {text!r} does not lie above 0 and within 100 years; to do without, switch the pass off instead"
+    )
+
+
+@pytest.mark.parametrize("text", ["soon", "30 days", "d", "nan", "inf", "30x", "None"])
+def test_a_retention_that_is_no_duration_is_refused_with_an_example(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("TASK_RETENTION_DAYS", text)
+    assert refusal() == (
+        f"TASK_RETENTION_DAYS: {text!r} is no duration; write a number of days, or for example 90m, 12h, 30d"
+    )
+
+
+def test_archives_lie_in_dagsters_home_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert load_settings().archive_location() == str(tmp_path / ".dagster_home" / "archive")
+    monkeypatch.setenv("MAINTENANCE_ARCHIVE", "s3://bucket/archive")
+    assert load_settings().archive_location() == "s3://bucket/archive"

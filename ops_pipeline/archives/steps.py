@@ -35,6 +35,7 @@ def archive(
     run_id: str,
     reason: str,
     fill: Callable[[ArchiveWriter], Mapping[str, Any]],
+    prefix: str = "",
 ) -> Manifest:
     """Write an archive.
 
@@ -45,20 +46,21 @@ def archive(
         run_id: of the run.
         reason: why its rows go.
         fill: writes the rows, and tells facts for the manifest.
+        prefix: begins its name, for example a month.
 
     Raises:
         OSError: the store cannot be written; nothing is left of the archive.
     """
     with reading(engine) as connection:
         now = database_now(connection)
-    archive_id = new_id(now)
+    archive_id = f"{prefix}{new_id(now)}"
     tables.begin(engine, archive_id, kind, store.where, run_id)
     try:
         with ArchiveWriter(store, kind, archive_id) as writer:
             facts = fill(writer)
             manifest = writer.finish(now, reason, facts)
     except Exception:
-        _give_up(engine, store, kind, archive_id)
+        give_up(engine, store, kind, archive_id, tables.WRITING)
         raise
     tables.move(engine, archive_id, tables.WRITING, tables.WRITTEN, sum(manifest.rows.values()))
     return manifest
@@ -71,14 +73,17 @@ def conclude(engine: Engine, store: Store, manifest: Manifest, left_out: LeftOut
 
 
 def finish_others(
-    engine: Engine, kind: str, delete: Callable[[Store, Manifest], LeftOut], opened: Callable[[str], Store] = open_store
+    engine: Engine,
+    kind: str,
+    delete: Callable[[Store, Manifest], LeftOut | None],
+    opened: Callable[[str], Store] = open_store,
 ) -> int:
     """Finish what dead runs have left; only under the lease of the pass, since a live run looks the same.
 
     Args:
         engine: the operations database.
         kind: of the archives.
-        delete: deletes what an archive holds, and tells what stays.
+        delete: deletes what an archive holds, and tells what stays; None when nothing of it may be deleted: it goes.
         opened: opens the store of a location.
 
     Returns:
@@ -93,14 +98,16 @@ def finish_others(
                 f"{store.where}: the archive {folder_of(kind, archive_id)}, whose rows are being deleted, has no"
                 " manifest any more. Restore it, or set its state to done in the table archives."
             )
-        if manifest is None:
-            _give_up(engine, store, kind, archive_id)
+        left_out = delete(store, manifest) if manifest is not None else None
+        if manifest is None or left_out is None:
+            give_up(engine, store, kind, archive_id, state)
         else:
-            conclude(engine, store, manifest, delete(store, manifest))
+            conclude(engine, store, manifest, left_out)
         finished += 1
     return finished
 
 
-def _give_up(engine: Engine, store: Store, kind: str, archive_id: str) -> None:
+def give_up(engine: Engine, store: Store, kind: str, archive_id: str, state: str) -> None:
+    """Remove an archive of which nothing was deleted."""
     remove_folder(store, folder_of(kind, archive_id))
-    tables.move(engine, archive_id, tables.WRITING, tables.GIVEN_UP)
+    tables.move(engine, archive_id, state, tables.GIVEN_UP)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -39,6 +39,7 @@ from ops_pipeline.usage.tables import (
     usage_hour_attempts,
     usage_hours,
 )
+from ops_pipeline.usage.watermarks import pruned_before
 
 SHRINK_SHARE = 2
 """An hour whose calls became fewer than 1/2 of what was counted before is taken for pruned, not for corrected."""
@@ -174,6 +175,7 @@ def _rewrite(engine: Engine, window: Window, policy: Policy) -> ChunkResult:
             connection, select(usage_hours).where(hours_within(usage_hours, window.start, window.end))
         )
         facts = _rows_by_hour(connection, source_facts(window))
+        policy = replace(policy, pruned_before=pruned_before(connection, policy.pruned_before))
         counted = known
         if len(known) < len(window):
             # usage_hours may have lost a row that the roll-up still has, after a restore of single tables.
@@ -211,7 +213,7 @@ def refusal(
     advice = "The old numbers stay. To replace them all the same, launch with allow_shrink: true."
     if policy.pruned_before is not None and hour < policy.pruned_before:
         limit = hour_text(policy.pruned_before)
-        return f"Its raw calls were pruned (MODEL_CALLS_PRUNED_BEFORE is {limit}). {advice}"
+        return f"Its raw calls were pruned (all before {limit}, see MODEL_CALLS_PRUNED_BEFORE). {advice}"
     calls = facts["calls"] if facts else 0
     before = known["calls"] if known else 0
     if calls * SHRINK_SHARE < before:

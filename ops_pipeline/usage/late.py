@@ -24,6 +24,7 @@ from ops_pipeline.database.snapshots import Writers, writers
 from ops_pipeline.database.types import Rows, require_aware
 from ops_pipeline.usage.hours import HOUR, Window, floor_hour, hour_text, windows_of
 from ops_pipeline.usage.tables import model_calls, usage_hours
+from ops_pipeline.usage.watermarks import pruned_before
 
 WINDOWS_PER_QUERY = 50
 COMPARED_AT_ONCE = 500
@@ -134,6 +135,7 @@ def look_for_late_calls(connection: Connection, cursor: LateCursor, policy: Late
     """
     writing = writers(connection)
     now = database_now(connection)
+    policy = replace(policy, pruned_before=pruned_before(connection, policy.pruned_before))
     touched = cursor.pending | _touched(connection, cursor, policy)
     # A sweep in the future is one before the database's clock was set back.
     sweep_due = cursor.swept_at is None or abs(now - cursor.swept_at) >= policy.sweep_every

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, exists, func, literal, or_, select, union_all
 from ops_pipeline.database.expressions import earliest_hour, from_hour, unreadable, within_hours
 from ops_pipeline.usage.hours import HOUR, CatchUp, first_hour_to_do, floor_hour, missing_hours, plan_catch_up
 from ops_pipeline.usage.tables import model_calls, usage_hour_attempts, usage_hours
+from ops_pipeline.usage.watermarks import pruned_before
 
 MENDED_AT_ONCE = 20
 EARLIEST_HOUR = datetime(1970, 1, 1, tzinfo=UTC)
@@ -83,7 +84,8 @@ def mended_hours(connection: Connection) -> set[datetime]:
 def read_missing(connection: Connection, policy: CatchUpPolicy, closed_until: datetime) -> list[datetime]:
     """The hours up to `closed_until` that should be in `usage_hours` and are not, oldest first."""
     first_call = first_wanted_hour(connection, policy.start)
-    begin = first_hour_to_do(first_call, policy.start, policy.pruned_before)
+    pruned = pruned_before(connection, policy.pruned_before)
+    begin = first_hour_to_do(first_call, policy.start, pruned)
     if begin is None or closed_until <= begin:
         return []
     within = (usage_hours.c.hour >= begin) & (usage_hours.c.hour < closed_until)
@@ -96,7 +98,7 @@ def read_missing(connection: Connection, policy: CatchUpPolicy, closed_until: da
         start=policy.start,
         closed_until=closed_until,
         done=set(connection.scalars(select(usage_hours.c.hour).where(within))),
-        pruned_before=policy.pruned_before,
+        pruned_before=pruned,
     )
 
 

@@ -5,7 +5,9 @@ What belongs here: reading and validating one value.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Annotated, Any
 
 from croniter import croniter
@@ -53,5 +55,36 @@ def days_by_name(example: str) -> Callable[[Any], Any]:
             if not name or not 0 < found[name] <= LONGEST_DAYS:
                 raise ValueError(f"{part!r} gives no days; write for example {example}")
         return found
+
+    return read
+
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+LONGEST_SECONDS = 36_500 * 86_400
+
+
+def duration_of(unit: str) -> Callable[[Any], Any]:
+    """Reads how long something may take or be kept: `3` and `"3"` count in `unit`, `"30d"` names its own.
+
+    Zero and less are refused: whoever writes 0 means either at once or never, and both would be wrong for somebody.
+    """
+    seconds_of_unit = UNITS[unit[0]]
+
+    def read(value: Any) -> Any:
+        if value is None or isinstance(value, timedelta):
+            return value
+        text = str(value).strip().lower()
+        number, factor = (text[:-1], UNITS[text[-1]]) if text[-1:] in UNITS else (text, seconds_of_unit)
+        try:
+            seconds = float(number) * factor
+        except ValueError:
+            seconds = math.nan
+        if not math.isfinite(seconds):
+            raise ValueError(f"{value!r} is no duration; write a number of {unit}, or for example 90m, 12h, 30d")
+        if not 0 < seconds <= LONGEST_SECONDS:
+            raise ValueError(
+                f"{value!r} does not lie above 0 and within 100 years; to do without, switch the pass off instead"
+            )
+        return timedelta(seconds=seconds)
 
     return read

@@ -130,7 +130,7 @@ def test_an_hour_before_the_pruning_is_never_made_again(engine: Engine) -> None:
         change(engine, one, input_tokens=999)
     (failure,) = failures(run(engine, NOON, NOON + HOUR, pruned_before=NOON + HOUR))
     assert failure.hour == NOON
-    assert "MODEL_CALLS_PRUNED_BEFORE is 2026-03-10 13:00" in failure.error
+    assert "all before 2026-03-10 13:00, see MODEL_CALLS_PRUNED_BEFORE" in failure.error
     assert [row["input_tokens"] for row in rows(engine, hourly_model_usage)] == [10, 999]
     assert not failures(run(engine, NOON, NOON + HOUR, pruned_before=NOON + HOUR, allow_shrink=True))
     assert_rolled_up(engine, calls)
