@@ -20,7 +20,10 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from ops_pipeline.analysis.commands import tasks
+from ops_pipeline.analysis.maintenance.commands import restore
 from ops_pipeline.analysis.pipelines.commands import pipelines
+from ops_pipeline.analysis.tables import metadata as analysis_metadata
+from ops_pipeline.archives.commands import archive_commands
 from ops_pipeline.checking import Check
 from ops_pipeline.database.engine import connect, reading, sqlite_url, where
 from ops_pipeline.database.errors import DatabaseProblem
@@ -32,6 +35,7 @@ from ops_pipeline.operations.variables import check_variables
 from ops_pipeline.services.commands import services
 from ops_pipeline.settings import Settings, SettingsError, given_variables, load_settings, secret_variable
 from ops_pipeline.usage.hours import floor_hour
+from ops_pipeline.usage.tables import metadata as usage_metadata
 
 Grouping = Literal["model", "user", "app", "provider", "type", "hour", "day"]
 Format = Literal["table", "csv", "json"]
@@ -49,8 +53,9 @@ def main() -> None:
     """
 
 
-for command in (services, daemon, health, metrics, tasks, pipelines):
+for command in (services, daemon, health, metrics, tasks, pipelines, restore):
     main.add_command(command)
+main.add_command(archive_commands(lambda: (*analysis_metadata.sorted_tables, *usage_metadata.sorted_tables)))
 
 
 @main.command()

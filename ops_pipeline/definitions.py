@@ -10,6 +10,7 @@ from ops_pipeline.defs.analysis.build import analysis_defs
 from ops_pipeline.defs.checkpoints import checkpoints_defs
 from ops_pipeline.defs.housekeeping import housekeeping_defs
 from ops_pipeline.defs.hypervisor.build import hypervisor_defs
+from ops_pipeline.defs.maintenance.build import maintenance_defs
 from ops_pipeline.defs.resources import IN_MEMORY, OperationsDatabase
 from ops_pipeline.defs.services import services_defs
 from ops_pipeline.defs.usage.build import usage_defs
@@ -43,6 +44,7 @@ def build_defs(*, database: OperationsDatabase | None = None, **overrides: Any) 
             housekeeping_defs(settings),
             hypervisor_defs(settings),
             analysis_defs(settings),
+            maintenance_defs(settings),
         )
 
 

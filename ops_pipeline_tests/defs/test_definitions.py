@@ -77,16 +77,18 @@ def test_every_asset_tells_the_operator_what_it_is(definitions: Definitions) -> 
         "machines",
         "gpus",
         "pipelines",
+        "maintenance_archives",
     }
-    groups = {"usage", "checkpoints", "services", "hypervisor", "analysis"}
+    groups = {"usage", "checkpoints", "services", "hypervisor", "analysis", "maintenance"}
     for spec in specs:
         assert spec.description and spec.group_name in groups and spec.owners and spec.kinds, spec.key
 
 
 COSTS_MONEY = {"check_model_status_schedule", "failing_models_sensor"}
+DELETES = {"maintenance_sensor"}
 
 
-def test_every_schedule_sensor_and_job_has_a_description_and_starts_switched_on_unless_it_costs_money(
+def test_every_schedule_sensor_and_job_has_a_description_and_starts_switched_on_unless_it_costs_money_or_deletes(
     definitions: Definitions,
 ) -> None:
     repository = definitions.get_repository_def()
@@ -107,9 +109,10 @@ def test_every_schedule_sensor_and_job_has_a_description_and_starts_switched_on_
         "vm_events_sensor",
         "update_graphics_information_schedule",
         *COSTS_MONEY,
+        *DELETES,
     }
     for one in automations:
-        expected = "STOPPED" if one.name in COSTS_MONEY else "RUNNING"
+        expected = "STOPPED" if one.name in COSTS_MONEY | DELETES else "RUNNING"
         assert one.description and one.default_status.value == expected, one.name
     for job in repository.get_all_jobs():
         if not job.name.startswith("__"):

@@ -39,5 +39,5 @@ maintenance_passes = Table(
     Index("maintenance_passes_name", "name", "finished_at"),
     Index("maintenance_passes_run", "run_id"),
 )
-"""One row per pass and run: `status` is `success`, `failed`, `off` or `dry_run`. `backlog_seconds` is by how much the
+"""One row per pass and run: `status` is `success`, `failed` or `off`. `backlog_seconds` is by how much the
 oldest object that is still there exceeds its cut-off."""

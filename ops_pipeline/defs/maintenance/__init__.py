@@ -1,0 +1,1 @@
+"""The job `run_maintenance`: passes over what nobody needs any more, with grace periods."""
