@@ -33,6 +33,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.graphics
 	$(BIN)/python -m benchmarks.services
 	$(BIN)/python -m benchmarks.checkpoints
+	$(BIN)/python -m benchmarks.filters
 
 clean:
 	rm -rf $(VENV) .venv-provider build *.egg-info

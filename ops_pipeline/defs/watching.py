@@ -14,6 +14,7 @@ from ops_pipeline.database.engine import reading
 from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.defs.health import daemons, job_facts
 from ops_pipeline.defs.usage.catch_up import catch_up_policy
+from ops_pipeline.hypervisor.filters.measures import measure_filters
 from ops_pipeline.measuring import Measurer
 from ops_pipeline.operations.exposition import Answer
 from ops_pipeline.operations.health import JobHealth, as_json, judge
@@ -47,6 +48,7 @@ def measurers(settings: Settings, repository: RepositoryDefinition) -> dict[str,
         "jobs": JobMeasurer(sorted(jobs)),
         "usage": usage_measurer(catch_up_policy(settings)),
         "services": measure_services,
+        "network filters": measure_filters,
     }
 
 

@@ -248,3 +248,10 @@ def test_each_check_looks_for_itself_when_it_is_executed_alone(
 def test_while_a_run_is_on_its_way_nothing_is_looked_at(home: Deployment) -> None:
     run = create_run_for_test(home.instance, JOB, status=DagsterRunStatus.STARTED)
     assert tick(home) == f"{JOB} is started (run {run.run_id[:8]})."
+
+
+def test_hosts_of_another_kind_are_counted_by_the_schedule(sqlite_engine: Engine, instance: DagsterInstance) -> None:
+    home = deployment(sqlite_engine, instance, libvirt_uri="test:///default")
+    store(sqlite_engine, [filter_row("web")])
+    assert tick(home) == "In sync: 0 filters on 0 hosts; 1 hosts know no network filters."
+    assert home.run_job(JOB).success

@@ -4,7 +4,7 @@ What belongs here: plans and outcomes of filters in an operator's words. What do
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from dagster import AssetCheckResult, AssetCheckSeverity, MetadataValue
@@ -32,6 +32,7 @@ def looked_metadata(looked: Looked) -> dict[str, Any]:
         "hosts": len(looked.hosts),
         "filters": sum(len(one.filters) for one in looked.looks.values()),
         "bindings": sum(len(one.bindings) for one in looked.looks.values()),
+        "unread_domains": sum(len(one.unread) for one in looked.looks.values()),
         "unreachable": table(("host", "why"), list(looked.unreachable.items()), empty="None."),
     }
 
@@ -113,10 +114,13 @@ def told_details(synced: Synced, failures: Sequence[str]) -> dict[str, Any]:
 
 def skip_text(planned: Planned) -> str:
     """Why there is nothing to do."""
-    kept: Mapping[str, int] = Counter(
-        "orphans wait" if name in one.orphans else "oddities are left alone"
-        for one in planned.hosts.values()
-        for name in one.kept
-    )
-    more = "".join(f"; {count} {what}" for what, count in sorted(kept.items()))
-    return f"In sync: {planned.in_sync} filters on {len(planned.hosts)} hosts{more}."
+    plans, looks = planned.hosts, planned.looked.looks
+    counts = {
+        "orphans wait": sum(len(one.orphans) for one in plans.values()),
+        "oddities are left alone": sum(len(one.kept.keys() - one.orphans.keys()) for one in plans.values()),
+        "hosts know no network filters": sum(not one.supported for one in looks.values()),
+    }
+    counts["oddities are left alone"] -= counts["hosts know no network filters"] if planned.wanted.desired.names else 0
+    more = "".join(f"; {count} {what}" for what, count in counts.items() if count)
+    able = sum(one.supported for one in looks.values())
+    return f"In sync: {planned.in_sync} filters on {able} hosts{more}."
