@@ -3,7 +3,8 @@
 The driver reads a fleet from one file for each connection: what stands in the file is what the hosts show. `live`
 rewrites the files, as people and guests change the states of real machines.
 
-What belongs here: the demo's hosts, machines and GPUs. What does not: anything that real data passes through.
+What belongs here: the demo's hosts, machines and GPUs (its filters are in `filters.demo`). What does not: anything that
+real data passes through.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from xml.sax.saxutils import escape
 from sqlalchemy import Connection, Engine, exists, insert, select, update
 
 from ops_pipeline.database.engine import database_now, reading, writing
+from ops_pipeline.hypervisor.filters.demo import write_demo_filters
 from ops_pipeline.hypervisor.graphics.demo import demo_gpus
 from ops_pipeline.hypervisor.tables import gpu_assignments, hypervisor_hosts, machines
 
@@ -86,6 +88,7 @@ def write_demo(engine: Engine, folder: Path, seed: int) -> str:
             _write_machines(connection, host)
         _make_odd(connection, hosts[0])
         _write_assignments(connection, hosts[0])
+        write_demo_filters(connection, NAMES)
     count = sum(len(host.domains) for host in hosts)
     return f"A demo fleet of {count} domains on {len(hosts)} hosts of libvirt's test driver written to {folder}."
 
