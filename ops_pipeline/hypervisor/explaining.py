@@ -40,11 +40,11 @@ def explain(error: Exception, uri: str) -> str:
     return f"{place}: {advice} ({' '.join(str(error).split())})"
 
 
-def late_text(uri: str, seconds: float) -> str:
-    """That a host did not answer before its deadline."""
+def late_text(uri: str, seconds: float, variable: str = "HYPERVISOR_DEADLINE_SECONDS") -> str:
+    """That a host did not answer before its deadline, which a variable says."""
     return (
         f"{shown(uri)}: no answer within {seconds:g} s: its libvirt hangs, look at its daemon; a host that is only slow"
-        " needs a larger HYPERVISOR_DEADLINE_SECONDS"
+        f" needs a larger {variable}"
     )
 
 

@@ -82,6 +82,7 @@ def ask_hosts(
     arguments: Mapping[str, Any] | None = None,
     writes: bool = False,
     at_once: int = AT_ONCE,
+    variable: str = "HYPERVISOR_DEADLINE_SECONDS",
 ) -> dict[str, Answer]:
     """Call a function once for each host, concurrently; never raises for what a host does.
 
@@ -93,6 +94,7 @@ def ask_hosts(
         arguments: by host id, for hosts that get one of their own.
         writes: open connections that may change something.
         at_once: so many hosts at a time.
+        variable: says how long the deadline is; for messages.
 
     Returns:
         The answers by host id, in the order of `hosts`.
@@ -104,7 +106,7 @@ def ask_hosts(
     longest_seconds = deadline_seconds * rounds + SPARE_SECONDS
     returned = _ask(Request(tuple(asked), deadline_seconds, at_once), longest_seconds) if asked else []
     found = {one.host_id: one for one in returned}
-    return {host.id: _answer(host, found.get(host.id), deadline_seconds) for host in hosts}
+    return {host.id: _answer(host, found.get(host.id), deadline_seconds, variable) for host in hosts}
 
 
 def _ask(request: Request, longest_seconds: float) -> list[Returned]:
@@ -137,11 +139,11 @@ def _failed(request: Request, errors: str) -> list[Returned]:
     return [Returned(question.host_id, (problem,), "ended", 0.0) for question in request.questions]
 
 
-def _answer(host: Host, returned: Returned | None, deadline_seconds: float) -> Answer:
+def _answer(host: Host, returned: Returned | None, deadline_seconds: float, variable: str) -> Answer:
     if not host.uri:
         return Answer(host.id, problem="its libvirt_uri is empty: write it into hypervisor_hosts")
     if returned is None:
-        return Answer(host.id, problem=late_text(host.uri, deadline_seconds))
+        return Answer(host.id, problem=late_text(host.uri, deadline_seconds, variable))
     facts, problem, finished, items = None, "", False, []
     for message in returned.messages:
         kind, value = pickle.loads(message)  # noqa: S301 - as above
@@ -151,7 +153,7 @@ def _answer(host: Host, returned: Returned | None, deadline_seconds: float) -> A
         finished = True
         facts, problem = (value, "") if kind == RESULT else (None, value)
     if not finished and returned.ended == "late":
-        problem = late_text(host.uri, deadline_seconds)
+        problem = late_text(host.uri, deadline_seconds, variable)
     elif not finished:
         problem = f"{shown(host.uri)}: the process that talked to it was ended by {returned.ended}: look at its memory"
     return Answer(host.id, facts, problem, tuple(items), returned.seconds)

@@ -202,7 +202,12 @@ def apply(firewall: Firewall, planned: Planned) -> Synced:
 def _changed(firewall: Firewall, planned: Planned, function: str, arguments: Mapping[str, Any]) -> dict[str, Answer]:
     hosts = [host for host in planned.looked.hosts if arguments.get(host.id)]
     return ask_hosts(
-        hosts, f"{LIVE}:{function}", deadline_seconds=firewall.apply_seconds, arguments=arguments, writes=True
+        hosts,
+        f"{LIVE}:{function}",
+        deadline_seconds=firewall.apply_seconds,
+        arguments=arguments,
+        writes=True,
+        variable="NETWORK_FILTER_APPLY_SECONDS",
     )
 
 

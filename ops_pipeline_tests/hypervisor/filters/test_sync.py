@@ -367,6 +367,7 @@ def test_a_host_that_hangs_in_the_middle_is_given_up_and_told_with_what_was_done
         libvirtd.signal(signal.SIGCONT)
     (failure,) = done.failures()
     assert failure.startswith("local: ") and "no answer within 4 s" in failure
+    assert "NETWORK_FILTER_APPLY_SECONDS" in failure
     count = len(done.steps["local"])
     assert 20 <= count < 300 and outcome_of(done).changed == count
     wait_until(lambda: len(ours(libvirtd)) in {count, count + 1}, 10, "the daemon")
