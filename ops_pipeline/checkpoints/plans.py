@@ -15,7 +15,7 @@ from ops_pipeline.checkpoints.sweep import NO_CHECKPOINT, Options, Swept
 from ops_pipeline.reconcile import Outcome, SafetyLimit
 from ops_pipeline.settings import Settings
 
-HOUR = 3600.0
+HOUR, DAILY_HOURS = 3600.0, 25.0
 SMALLEST_POPULATION = 20
 MEGABYTE = 1_048_576
 
@@ -126,6 +126,7 @@ def result_of(swept: Swept, retention: Retention, error: str | None) -> dict[str
         "removed": dict(swept.removed),
         "kept": dict(swept.kept),
         "threads_left": swept.left,
+        "threads_taken_back": swept.taken_back,
         "matched_keys": swept.matched,
         "unknown_keys": swept.unknown,
         "foreign_keys": swept.foreign,
@@ -137,6 +138,16 @@ def result_of(swept: Swept, retention: Retention, error: str | None) -> dict[str
         "resident_bytes_after": swept.resident_bytes[1],
         "duration_seconds": round(swept.seconds, 3),
     }
+
+
+def warnings_of_request(request: Request) -> list[str]:
+    """What a person should know who asks for this."""
+    if request.expire_hours is None or request.expire_hours > DAILY_HOURS:
+        return []
+    return [
+        f"Threads expire in {request.expire_hours:g} hours. One that is used again before loses its older checkpoints"
+        f" unless a sweep comes first, which takes the expiry back: with a sweep a day, give more than {DAILY_HOURS:g}."
+    ]
 
 
 def outcome_of(swept: Swept, *, failed: bool) -> Outcome:

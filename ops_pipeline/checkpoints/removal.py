@@ -17,6 +17,7 @@ from typing import Any
 import redis
 
 from ops_pipeline.checkpoints.connection import Store
+from ops_pipeline.checkpoints.expiry import remember
 from ops_pipeline.checkpoints.guards import IN_USE, MOVED, SCRIPT_KEYS, UNTOLD, Guarded, Line, command_of
 from ops_pipeline.checkpoints.layouts import BLOB, CHECKPOINT, DOCUMENT, POINTER, Reader
 from ops_pipeline.checkpoints.looks import UNREADABLE, spared_by, targets_of, touched, trimmable
@@ -62,6 +63,7 @@ class Remover:
         self._store, self._read, self._grace = store, read, grace
         self._expire_at, self._jitter = expire_at, jitter
         self._line = None if store.cluster else Line(store.client)
+        self._moments: dict[bytes, int] = {}
         self.removed = Removed()
 
     def try_out(self) -> None:
@@ -70,6 +72,7 @@ class Remover:
 
     def carry_out(self, verdicts: Sequence[Verdict]) -> None:
         """Carry out a batch; what it did is known for certain only after `finish`."""
+        self._set_moments(verdicts)
         quick: list[tuple[Verdict, Guarded]] = []
         plain: list[tuple[Verdict, Sequence[bytes]]] = []
         careful: list[Verdict] = []
@@ -119,7 +122,7 @@ class Remover:
         blobs = () if verdict.action == ERASED else verdict.blobs
         known = set(blobs)
         keys = [key for key in verdict.keys if key not in known] if blobs else verdict.keys
-        return Guarded(keys, verdict.pointers, expected, blobs, self._moment())
+        return Guarded(keys, verdict.pointers, expected, blobs, self._moment(verdict))
 
     def _count(self, verdicts: Sequence[Verdict], answers: Sequence[int]) -> None:
         """Note what became of threads that were to go as the scan saw them; those whose pointers moved are read."""
@@ -267,7 +270,8 @@ class Remover:
             keys.sort(key=lambda key: _order(self._read, key))
         verdicts = [verdict for verdict, _ in threads]
         if self._line is None or self._expire_at is not None:
-            self._singly(keys)
+            for verdict, some in threads:
+                self._singly(some, self._moment(verdict))
             self._count_threads(verdicts)
             return
         for start in range(0, len(keys), BATCH_KEYS):
@@ -277,9 +281,9 @@ class Remover:
         if not keys:
             self._count_threads(verdicts)
 
-    def _singly(self, keys: Sequence[bytes]) -> None:
+    def _singly(self, keys: Sequence[bytes], moment: str) -> None:
         """Remove keys in a cluster, whose slots differ, or let some expire."""
-        moment, step = self._moment(), 1 if self._store.cluster else SCRIPT_KEYS
+        step = 1 if self._store.cluster else SCRIPT_KEYS
         if not moment:
             self._unlink_singly(keys)
             return
@@ -300,11 +304,19 @@ class Remover:
     def _count_threads(self, verdicts: Iterable[Verdict]) -> None:
         self.removed.threads.update(verdict.action for verdict in verdicts)
 
-    def _moment(self) -> str:
-        """When a thread expires: spread, since 100,000 keys that expire at once stop Redis for half a second."""
-        if self._expire_at is None:
-            return ""
-        return str(int(self._expire_at + random.uniform(0, self._jitter)))  # noqa: S311 - no secret
+    def _set_moments(self, verdicts: Iterable[Verdict]) -> None:
+        """When threads expire: spread, since 100,000 keys that expire at once stop Redis for half a second."""
+        if self._expire_at is not None:
+            begin, jitter = self._expire_at, self._jitter
+            self._moments = {
+                verdict.thread: int(begin + random.uniform(0, jitter))  # noqa: S311 - no secret
+                for verdict in verdicts
+            }
+            remember(self._store, self._moments)
+
+    def _moment(self, verdict: Verdict) -> str:
+        """When a thread expires, as text; empty when it is deleted."""
+        return "" if self._expire_at is None else str(self._moments[verdict.thread])
 
 
 def batches(verdicts: Iterable[Verdict]) -> Iterator[list[Verdict]]:

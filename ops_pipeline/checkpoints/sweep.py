@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from ops_pipeline.checkpoints.collecting import LARGEST_PASS, Groups
 from ops_pipeline.checkpoints.connection import Store, in_words
+from ops_pipeline.checkpoints.expiry import EXPIRING, expiring, take_back
 from ops_pipeline.checkpoints.groups import Group
 from ops_pipeline.checkpoints.layouts import Prefixes, Reader, layouts_of, reader_of, shelved_by
 from ops_pipeline.checkpoints.lock import LOCK, only_sweep
@@ -29,7 +30,7 @@ NO_CHECKPOINT = "orphans, and no checkpoint anywhere"
 TOLD_EVERY_SECONDS = 5.0
 EXAMPLES = 50
 LARGEST_THREADS = 20
-LOCK_KEY = LOCK.encode()
+OURS = {LOCK.encode(), EXPIRING.encode()}
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Swept:
         foreign: keys of somebody else.
         documents: keys whose values were looked at.
         left: threads to remove for which there was no time.
+        taken_back: threads that were set to expire and came alive, or are kept now: what they have stays.
         passes: scans of the database.
         used_bytes: memory in use before and after.
         resident_bytes: memory of the process before and after.
@@ -88,6 +90,7 @@ class Swept:
     foreign: int = 0
     documents: int = 0
     left: int = 0
+    taken_back: int = 0
     passes: int = 0
     used_bytes: tuple[int, int] = (0, 0)
     resident_bytes: tuple[int, int] = (0, 0)
@@ -181,8 +184,10 @@ class _Sweeper:
         used, resident = memory_of(self.store)
         self.swept.used_bytes, self.swept.resident_bytes = (used, used), (resident, resident)
         policy = self.policy
+        self.expiring: dict[bytes, float] = {}
         if not self.options.dry_run:
             self.remover.try_out()
+            self.expiring = expiring(self.store)
         groups = Groups(
             self.read,
             self.now - policy.grace,
@@ -210,7 +215,7 @@ class _Sweeper:
     def _one_pass(self, groups: Groups, keep: Callable[[], None]) -> None:
         size = size_of(self.store)
         for page in pages(self.store):
-            groups.add(_without_lock(page))
+            groups.add(_without_ours(page))
             keep()
             if self._is_time_to_tell():
                 self._tell(f"{groups.scanned} of {size} keys scanned, {self.swept.deleted} deleted")
@@ -240,6 +245,8 @@ class _Sweeper:
             if lonely and verdict.action == ORPHANS:
                 verdict = verdict._replace(action=KEPT, reason=NO_CHECKPOINT)
             self._count(verdict, groups)
+            if thread in self.expiring and verdict.action not in {WHOLE, ERASED}:
+                self._take_back(thread, groups)
             if verdict.action == KEPT:
                 self.swept.kept[verdict.reason] += 1
             elif self.options.expire_seconds is None or expirable(verdict):
@@ -247,6 +254,11 @@ class _Sweeper:
             else:
                 self.swept.kept["not whole, and only those expire"] += 1
         return verdicts
+
+    def _take_back(self, thread: bytes, groups: Sequence[Group]) -> None:
+        """Let a thread stay that was set to expire; young keys were written since, and expire by nobody's will."""
+        keys = [key for group in groups for key in (*group.old, *(key for _, key in group.timeless))]
+        self.swept.taken_back += take_back(self.store, thread, self.expiring[thread], keys) > 0
 
     def _count(self, verdict: Verdict, groups: Sequence[Group]) -> None:
         if verdict.newest:
@@ -307,9 +319,9 @@ class _Sweeper:
         self.told(f"{text}, {seconds:.0f} s{rate}")
 
 
-def _without_lock(page: list[bytes]) -> list[bytes]:
-    """A page without this sweep's own lock, which is no key of somebody else."""
-    return [key for key in page if key != LOCK_KEY] if LOCK_KEY in page else page
+def _without_ours(page: list[bytes]) -> list[bytes]:
+    """A page without this sweep's own keys, which are not of somebody else."""
+    return page if OURS.isdisjoint(page) else [key for key in page if key not in OURS]
 
 
 def change_of(verdict: Verdict, now: float) -> Change:

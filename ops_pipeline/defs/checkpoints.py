@@ -42,6 +42,7 @@ from ops_pipeline.checkpoints.plans import (
     result_of,
     retention_now,
     warnings_of,
+    warnings_of_request,
 )
 from ops_pipeline.checkpoints.sweep import Swept, memory_of, sweep
 from ops_pipeline.defs.metadata import JOB_METADATA, OWNERS, outcome_metadata
@@ -157,7 +158,8 @@ def _sweep(
         retention = retention_now(settings, request, used)
         policy, options = policy_of(settings, request, retention), options_of(settings, request)
         sweep(store, prefixes, policy, options, swept=swept, told=told)
-        return retention, warnings_of(swept, retention, store.where, prefixes, store.database)
+        found = warnings_of(swept, retention, store.where, prefixes, store.database)
+        return retention, [*found, *warnings_of_request(request)]
 
 
 def _numbers(result: dict[str, Any]) -> dict[str, Any]:

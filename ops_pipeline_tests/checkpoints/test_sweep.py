@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from ops_pipeline.checkpoints.connection import open_store
+from ops_pipeline.checkpoints.expiry import EXPIRING
 from ops_pipeline.checkpoints.layouts import Prefixes
 from ops_pipeline.checkpoints.lock import LOCK
 from ops_pipeline.checkpoints.policy import Policy, glob_of
@@ -476,6 +477,51 @@ def test_a_second_sweep_does_not_put_expiry_off(server: RedisServer, client: red
     again = run(server, expire_seconds=10_000.0, jitter_seconds=0.0)
     assert {key: client.expiretime(key) for key in client.scan_iter()} == before
     assert again.deleted == 0
+
+
+@pytest.mark.parametrize("again", [None, 100.0])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_thread_that_comes_alive_before_it_expires_keeps_all_it_has(
+    server: RedisServer, client: redis.Redis, name: str, again: float | None
+) -> None:
+    """Its older checkpoints and unchanged blobs went a day after its user had come back."""
+    put, load = LAYOUTS[name]
+    for thread in ("idle-x", "back-x"):
+        for days in (50, 40):
+            put(client, thread, ago(days))
+    put_saver(client, "live", ago(4))
+    run(server, expire_seconds=1000.0, jitter_seconds=500.0)
+    assert all(900 < client.ttl(key) <= 1501 for key in keys_of(client, "idle-x"))
+    back = put(client, "back-x", time.time())
+    swept = run(server, expire_seconds=again)
+    assert all(client.ttl(key) == -1 for key in keys_of(client, "back-x"))
+    assert (load(client, "back-x"), swept.taken_back) == (back, 1)
+    left = {client.ttl(key) > 0 for key in keys_of(client, "idle-x")}
+    # To set an expiry is to touch a blob: these wait for it.
+    assert left == ({True} if again or "blobs" in name else set())
+    assert run(server, expire_seconds=again).taken_back == 0
+    assert swept.foreign == 0
+
+
+def test_what_expires_by_the_savers_own_will_still_does(server: RedisServer, client: redis.Redis) -> None:
+    put_saver(client, "back", ago(40))
+    (first, *_) = keys_of(client, "back")
+    client.expire(first, 5000)
+    run(server, expire_seconds=1000.0, jitter_seconds=0.0)
+    put_saver(client, "back", time.time())
+    run(server)
+    assert 4990 < client.ttl(first) <= 5000
+    assert {client.ttl(key) for key in keys_of(client, "back") if key != first} == {-1}
+
+
+def test_threads_that_expired_are_forgotten(server: RedisServer, client: redis.Redis) -> None:
+    put_saver(client, "idle", ago(40))
+    put_saver(client, "live", ago(4))
+    run(server, expire_seconds=0.0, jitter_seconds=0.0)
+    assert client.zcard(EXPIRING) == 1
+    client.zadd(EXPIRING, {"idle": time.time() - 10})
+    run(server)
+    assert not client.exists(EXPIRING)
 
 
 def test_what_expires_is_gone_when_its_time_has_come(server: RedisServer, client: redis.Redis) -> None:
