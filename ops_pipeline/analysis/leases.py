@@ -8,7 +8,7 @@ A worker that has not beaten for half its lease must not claim: it asks `may_cla
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Text, func, or_, select, type_coerce, update
 from ops_pipeline.analysis.limits import IS_RUNNING
 from ops_pipeline.analysis.policy import Policy
 from ops_pipeline.analysis.tables import analysis_tasks, analysis_workers
-from ops_pipeline.database.expressions import instant_order, is_any_of
+from ops_pipeline.database.expressions import instant_order
 from ops_pipeline.database.replace import upsert
 
 OVERDUE_GRACE = timedelta(seconds=30)
@@ -39,25 +39,20 @@ class Beat:
     cancelled: frozenset[str] = frozenset()
 
 
-def heartbeat(
-    connection: Connection, owner: str, policy: Policy, now: datetime, known: Collection[str] | None = None
-) -> Beat:
-    """Prolong the leases of a worker's tasks, in one statement.
+def heartbeat(connection: Connection, owner: str, policy: Policy, now: datetime) -> Beat:
+    """Prolong the leases of all tasks of a worker, in one statement.
 
     Leases that have run out are prolonged too, as long as nobody has taken the task away; those of tasks that are
-    long past their deadline are not.
+    long past their deadline are not. A claim may have been committed without an answer, when the connection broke: what
+    is held and the worker never heard of, it must give back, or go on under another name.
 
     Args:
         connection: a transaction of `engine.writing`.
         owner: the worker.
         policy: how long a lease is.
         now: the database's clock.
-        known: the tasks that the worker knows of; None for all that are its own. A claim may be committed without an
-            answer, when the connection breaks: nobody does those tasks, and they must not be prolonged for ever.
     """
     mine = select(tasks.id).where(IS_RUNNING, tasks.lease_owner == owner)
-    if known is not None:
-        mine = mine.where(is_any_of(tasks.id, sorted(known)))
     # In order, as everybody locks tasks: two transactions then never wait for each other.
     mine = mine.order_by(tasks.id).with_for_update().cte("mine").prefix_with("MATERIALIZED", dialect="postgresql")
     deadline = instant_order(tasks.deadline_at)

@@ -34,14 +34,17 @@ Result = TypeVar("Result")
 
 def main(url: str, name: str) -> None:
     """Work until killed."""
-    engine, owner, known = connect(url), f"{name}-{os.getpid()}", set[str]()
-    threading.Thread(target=beat, args=(connect(url), owner, known), daemon=True).start()
+    engine, names = connect(url), [f"{name}-{os.getpid()}-0"]
+    threading.Thread(target=beat, args=(connect(url), names), daemon=True).start()
     while True:
-        tasks = until_there(lambda: take(engine, owner))
-        known.update(task.id for task in tasks)
+        try:
+            tasks = take(engine, names[-1])
+        except (DatabaseProblem, SQLAlchemyError):
+            # It may have been committed without an answer: the old name's tasks are left to their lease.
+            names.append(f"{name}-{os.getpid()}-{len(names)}")
+            continue
         time.sleep(WORK_SECONDS)
-        until_there(lambda tasks=tasks: end(engine, owner, tasks))
-        known.clear()
+        until_there(lambda tasks=tasks: end(engine, names[-1], tasks))
 
 
 def take(engine: Engine, owner: str) -> list[Task]:
@@ -62,10 +65,10 @@ def end(engine: Engine, owner: str, tasks: list[Task]) -> None:
             connection.execute(insert(analysis_results), rows)
 
 
-def beat(engine: Engine, owner: str, known: set[str]) -> None:
+def beat(engine: Engine, names: list[str]) -> None:
     def once() -> None:
         with writing(engine) as connection:
-            heartbeat(connection, owner, POLICY, database_now(connection), frozenset(known))
+            heartbeat(connection, names[-1], POLICY, database_now(connection))
 
     while True:
         until_there(once)
