@@ -29,6 +29,7 @@ from ops_pipeline.database.engine import connect, reading, sqlite_url, where
 from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.database.migrate import migrate as migrate_database
 from ops_pipeline.database.types import parse_instant
+from ops_pipeline.operations.alerts.commands import alerts
 from ops_pipeline.operations.checks import check_deployment
 from ops_pipeline.operations.commands import daemon, health, metrics
 from ops_pipeline.operations.variables import check_variables
@@ -53,7 +54,17 @@ def main() -> None:
     """
 
 
-for command in (services, daemon, health, metrics, tasks, pipelines, restore):
+COMMANDS = (
+    services,
+    alerts,
+    daemon,
+    health,
+    metrics,
+    tasks,
+    pipelines,
+    restore,
+)
+for command in COMMANDS:
     main.add_command(command)
 main.add_command(archive_commands(lambda: (*analysis_metadata.sorted_tables, *usage_metadata.sorted_tables)))
 

@@ -6,6 +6,7 @@ from typing import Any
 from dagster import Definitions, in_process_executor, mem_io_manager
 from dagster_shared.utils.warnings import BetaWarning
 
+from ops_pipeline.defs.alerts import alerts_defs
 from ops_pipeline.defs.analysis.build import analysis_defs
 from ops_pipeline.defs.checkpoints import checkpoints_defs
 from ops_pipeline.defs.housekeeping import housekeeping_defs
@@ -42,6 +43,7 @@ def build_defs(*, database: OperationsDatabase | None = None, **overrides: Any) 
             checkpoints_defs(settings),
             services_defs(settings),
             housekeeping_defs(settings),
+            alerts_defs(settings),
             hypervisor_defs(settings),
             analysis_defs(settings),
             maintenance_defs(settings),

@@ -1,13 +1,14 @@
-"""The variables of the deployment's own housekeeping."""
+"""The variables of the deployment itself: alerts and housekeeping."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
-from ops_pipeline.variables.types import CronText, days_by_name
+from ops_pipeline.variables.types import CronText, TextTuple, days_by_name
 
 OFTEN = 3.0
 MONTHS = 180.0
@@ -24,8 +25,29 @@ RUN_RETENTION_DAYS_BY_JOB = {
 
 
 class OperationsVariables(BaseModel):
-    """How long Dagster's own history is kept."""
+    """Who is told what is wrong, and how long Dagster's own history is kept."""
 
+    alert_webhook_url: SecretStr = Field(default=SecretStr(""), description="Where alerts are posted as JSON.")
+    alert_webhook_format: Literal["webhook", "slack", "teams"] = Field(
+        default="webhook", description="What is spoken there: webhook (generic JSON), slack or teams."
+    )
+    alert_email_to: TextTuple = Field(default=(), description="Who gets alerts by mail, separated by commas.")
+    alert_email_from: str = Field(default="", description="The sender of such mail; default: the first of those.")
+    alert_smtp_url: SecretStr = Field(
+        default=SecretStr(""), description="The mail server: smtp://user:password@host:587 or smtps://…; default local."
+    )
+    alert_apprise_url: SecretStr = Field(default=SecretStr(""), description="Any URL of the library Apprise.")
+    alerts_file: Path | None = Field(default=None, description="The YAML file of further channels and of routes.")
+    alert_after_failures: int = Field(
+        default=1, ge=1, le=1000, description="After how many failed runs in a row a job is told of."
+    )
+    alert_remind_hours: float = Field(
+        default=24, gt=0, le=8784, description="The pause between two messages about the same cause."
+    )
+    alert_max_per_hour: int = Field(
+        default=30, ge=1, le=10_000, description="Messages per channel and hour; more go as one digest."
+    )
+    alert_ui_url: str = Field(default="", description="The address of the web UI, for links in messages.")
     prune_dagster_storage_cron_time: CronText = Field(
         default="30 4 * * *", description="When runs beyond their retention are deleted from Dagster's storage."
     )

@@ -105,6 +105,7 @@ def test_every_schedule_sensor_and_job_has_a_description_and_starts_switched_on_
         "check_running_services_schedule",
         "flush_firewall_schedule",
         "prune_dagster_storage_schedule",
+        "alerts_sensor",
         "update_vm_status_schedule",
         "vm_events_sensor",
         "update_graphics_information_schedule",

@@ -1,0 +1,1 @@
+"""One path for everything that a person must know."""
