@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
@@ -26,6 +27,7 @@ from ops_pipeline_tests.analysis.pipelines.lab import (
     unfinished,
 )
 
+ROOT = Path(__file__).parents[3]
 WORKER = """
 import sys, time
 from ops_pipeline.database.engine import connect, writing
@@ -50,7 +52,9 @@ while ids := unfinished(engine, sys.argv[2]):
 def process(code: str, engine: Engine, *arguments: str) -> subprocess.Popen[str]:
     """A process of its own on the same database, that has told that it is under way."""
     url = engine.url.render_as_string(hide_password=False)
-    started = subprocess.Popen([sys.executable, "-c", code, url, *arguments], stdout=subprocess.PIPE, text=True)
+    # In the project's folder: the tests themselves are not installed.
+    command = [sys.executable, "-c", code, url, *arguments]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert started.stdout is not None
     assert started.stdout.readline()
     return started
