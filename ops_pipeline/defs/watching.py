@@ -15,6 +15,7 @@ from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.defs.health import daemons, job_facts
 from ops_pipeline.defs.usage.catch_up import catch_up_policy
 from ops_pipeline.hypervisor.filters.measures import measure_filters
+from ops_pipeline.hypervisor.measures import measure_hypervisors
 from ops_pipeline.measuring import Measurer
 from ops_pipeline.operations.exposition import Answer
 from ops_pipeline.operations.health import JobHealth, as_json, judge
@@ -49,6 +50,7 @@ def measurers(settings: Settings, repository: RepositoryDefinition) -> dict[str,
         "usage": usage_measurer(catch_up_policy(settings)),
         "services": measure_services,
         "network filters": measure_filters,
+        "hypervisor": measure_hypervisors,
     }
 
 

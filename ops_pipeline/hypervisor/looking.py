@@ -41,7 +41,7 @@ SPARE_SECONDS = 10.0
 """The whole is given up so long after the last deadline: the process that watches the deadlines is stuck itself."""
 
 _MAIN = "import sys; sys.path[:] = sys.argv[1:]; from ops_pipeline.hypervisor.look import main; main()"
-"""It finds modules where this process does."""
+"""It finds modules where this process does, without looking for them itself (`-S`)."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def ask_hosts(
 
 def _ask(request: Request, longest_seconds: float) -> list[Returned]:
     process = subprocess.Popen(  # noqa: S603 - this Python and its own module path
-        [sys.executable, "-c", _MAIN, *sys.path],
+        [sys.executable, "-S", "-E", "-c", _MAIN, *sys.path],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

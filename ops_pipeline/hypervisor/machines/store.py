@@ -41,7 +41,7 @@ class StatusChange(NamedTuple):
 def read_machines(connection: Connection) -> list[MachineRow]:
     """All machines, in one statement."""
     rows = connection.execute(select(*(machines.c[name] for name in MachineRow._fields)))
-    return [MachineRow._make(row) for row in rows]
+    return list(map(MachineRow._make, rows.all()))
 
 
 def write_changes(engine: Engine, changes: Sequence[StatusChange], looked_at: datetime) -> set[str]:
