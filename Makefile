@@ -35,6 +35,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.services
 	$(BIN)/python -m benchmarks.checkpoints
 	$(BIN)/python -m benchmarks.filters
+	$(BIN)/python -m benchmarks.analysis_worker
 
 clean:
 	rm -rf $(VENV) .venv-provider build *.egg-info

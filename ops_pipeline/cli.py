@@ -20,6 +20,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from ops_pipeline.analysis.commands import tasks
+from ops_pipeline.analysis.demo_command import add_analyzers
 from ops_pipeline.analysis.maintenance.commands import restore
 from ops_pipeline.analysis.pipelines.commands import pipelines
 from ops_pipeline.analysis.tables import metadata as analysis_metadata
@@ -344,3 +345,6 @@ def _stopped_by_signal() -> threading.Event:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     return stopped
+
+
+add_analyzers(main, _has_real_calls, _become)

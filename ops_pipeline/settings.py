@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from ops_pipeline.database.engine import connect, sqlite_url
 from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.variables.analysis import AnalysisVariables
+from ops_pipeline.variables.analysis_worker import AnalysisWorkerVariables
 from ops_pipeline.variables.checkpoints import CheckpointVariables
 from ops_pipeline.variables.deployment import DeploymentVariables
 from ops_pipeline.variables.hypervisor import HypervisorVariables
@@ -45,6 +46,7 @@ class SettingsError(Exception):
 class Settings(
     OperationsVariables,
     MaintenanceVariables,
+    AnalysisWorkerVariables,
     AnalysisVariables,
     HypervisorVariables,
     ServiceVariables,

@@ -86,6 +86,17 @@ DEFAULTS: dict[str, Any] = {
     "TASKS_PER_TARGET": 0,
     "PREFLIGHT_MAX_RETRIES": 3,
     "TRANSIENT_FAILURE_MAX_RETRIES": 3,
+    "ANALYSIS_WORKERS": 1,
+    "ANALYSIS_WORKER_CONCURRENCY": 100,
+    "ANALYSIS_WORKER_LINGER_SECONDS": 30,
+    "ANALYSIS_WORKER_LIFETIME_SECONDS": 1800,
+    "ANALYZER_URLS": {
+        "static-analyzer": "ws://localhost:2001",
+        "dynamic-analyzer": "ws://localhost:2002",
+        "performance-tester": "ws://localhost:2003",
+        "ai-analyzer": "ws://localhost:2004",
+    },
+    "ANALYZER_GATEWAY_URL": "",
     "GENERATED_APPS_DIR": "",
     "ANALYSIS_RESULTS_DIR": None,
     "MAINTENANCE_AUTO_START": False,
@@ -152,6 +163,10 @@ BOUNDS = {
     "TASKS_PER_TARGET": (0, 100_000),
     "PREFLIGHT_MAX_RETRIES": (0, 100),
     "TRANSIENT_FAILURE_MAX_RETRIES": (0, 100),
+    "ANALYSIS_WORKERS": (1, 64),
+    "ANALYSIS_WORKER_CONCURRENCY": (1, 5000),
+    "ANALYSIS_WORKER_LINGER_SECONDS": (0, 3600),
+    "ANALYSIS_WORKER_LIFETIME_SECONDS": (60, 86_400),
     "MAINTENANCE_INTERVAL_SECONDS": (60, 2_592_000),
     "MAINTENANCE_TIME_BUDGET_SECONDS": (1, 86_400),
     "MAINTENANCE_LOOK_SECONDS": (1, 3600),
@@ -373,3 +388,16 @@ def test_archives_lie_in_dagsters_home_unless_told_otherwise(monkeypatch: pytest
     assert load_settings().archive_location() == str(tmp_path / ".dagster_home" / "archive")
     monkeypatch.setenv("MAINTENANCE_ARCHIVE", "s3://bucket/archive")
     assert load_settings().archive_location() == "s3://bucket/archive"
+
+
+@pytest.mark.parametrize("text", ["static-analyzer", "a=http://b", "=ws://a", "a=ws://", "a=ws://b,c"])
+def test_a_service_has_the_url_of_a_web_socket(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("ANALYZER_URLS", text)
+    assert "write for example static-analyzer=ws://localhost:2001" in refusal()
+
+
+def test_services_have_urls_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANALYZER_URLS", "a=wss://host/path, b = ws://[::1]:1 ,")
+    assert value_of("ANALYZER_URLS") == {"a": "wss://host/path", "b": "ws://[::1]:1"}
+    monkeypatch.setenv("ANALYZER_GATEWAY_URL", "http://gateway")
+    assert "ANALYZER_GATEWAY_URL: 'http://gateway' is no URL of a WebSocket" in refusal()

@@ -70,6 +70,7 @@ def test_every_asset_tells_the_operator_what_it_is(definitions: Definitions) -> 
         "monthly_model_usage",
         "usage_report",
         "model_calls",
+        "analysis_tasks",
         "model_statuses",
         "langgraph_checkpoints",
         "host_services",
@@ -96,6 +97,7 @@ def test_every_schedule_sensor_and_job_has_a_description_and_starts_switched_on_
     assert {one.name for one in automations} == {
         "model_call_stats_schedule",
         "missed_hours_sensor",
+        "pending_analysis_tasks_sensor",
         "pipelines_sensor",
         "late_model_calls_sensor",
         "usage_rollups_sensor",
@@ -124,6 +126,7 @@ def test_every_check_has_a_description(definitions: Definitions) -> None:
     specs = [spec for one in definitions.resolve_asset_graph().assets_defs for spec in one.check_specs]
     assert {spec.name for spec in specs} == {
         "totals_match_raw_calls",
+        "results_are_whole",
         "no_absurd_values",
         "days_match_their_hours",
         "months_match_their_days",

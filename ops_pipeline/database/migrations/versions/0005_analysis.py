@@ -27,14 +27,27 @@ CLAIM_ORDER = PerDialect(
 WAKE_FUNCTION = """
 CREATE FUNCTION analysis_tasks_wake() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM pg_notify('analysis_tasks', 'work');
+    PERFORM pg_notify('analysis_tasks', TG_ARGV[0]);
     RETURN NULL;
 END $$
 """
-WAKE_TRIGGER = """
+WAKE_TRIGGERS = (
+    """
 CREATE TRIGGER analysis_tasks_wake AFTER INSERT ON analysis_tasks
-FOR EACH STATEMENT EXECUTE FUNCTION analysis_tasks_wake()
-"""
+FOR EACH STATEMENT EXECUTE FUNCTION analysis_tasks_wake('work')
+""",
+    # Released, handed back or tried again. Only rows for which the condition holds cost a call.
+    """
+CREATE TRIGGER analysis_tasks_wake_again AFTER UPDATE ON analysis_tasks FOR EACH ROW
+WHEN (NEW.status = 'pending' AND NEW.held_since IS NULL AND (OLD.status <> 'pending' OR OLD.held_since IS NOT NULL))
+EXECUTE FUNCTION analysis_tasks_wake('work')
+""",
+    """
+CREATE TRIGGER analysis_tasks_cancelled AFTER UPDATE OF cancel_requested_at ON analysis_tasks FOR EACH ROW
+WHEN (NEW.status = 'running' AND NEW.cancel_requested_at IS NOT NULL AND OLD.cancel_requested_at IS NULL)
+EXECUTE FUNCTION analysis_tasks_wake('cancel')
+""",
+)
 
 
 def upgrade() -> None:
@@ -84,7 +97,8 @@ def tasks() -> None:
     index("analysis_tasks_created", "analysis_tasks", ["created_at"], "status = 'created'")
     if op.get_bind().dialect.name == "postgresql":
         op.execute(WAKE_FUNCTION)
-        op.execute(WAKE_TRIGGER)
+        for trigger in WAKE_TRIGGERS:
+            op.execute(trigger)
 
 
 def results_and_events() -> None:
