@@ -13,7 +13,7 @@ from ops_pipeline.checkpoints.groups import GROUP_BYTES, KEY_BYTES, SHELF_BYTES,
 from ops_pipeline.checkpoints.ids import EARLIEST_UUID6, FARTHEST_UUID6, UUID_LENGTH, first_uuid6
 from ops_pipeline.checkpoints.layouts import CHECKPOINT, DOCUMENT, WRITE, Reader, thread_of
 
-LARGEST_PASS = 64 * 1_048_576
+LARGEST_PASS = 96 * 1_048_576
 """Bytes kept at a time, about. With more, the groups are halved by a hash, and scanned in as many passes."""
 
 
@@ -86,8 +86,7 @@ class Groups:
         # whatever is not plainly so is read with care, for four times as long. The numbers stand here as such, since a
         # name for each takes a tenth of the loop: an id is 36 long, 58 is the colon before it, 54 the 6 at its 14.
         find_ending, find_hanging = self._ending.get, self._hanging.get
-        first_young, names = self._first_young, self._names
-        earliest, farthest = EARLIEST_UUID6, FARTHEST_UUID6
+        first_young, earliest, farthest = self._first_young, EARLIEST_UUID6, FARTHEST_UUID6
         kept = 0
         for key in page:
             if len(key) > 36 and key[-37] == 58:
@@ -110,8 +109,8 @@ class Groups:
             shelf.newest = max(shelf.newest, end)
             if end >= first_young:
                 shelf.young += 1
-                if names:
-                    self._name(shelf, end)
+                if shelf.names is not None:
+                    self._name(shelf.names, end)
             elif shelf.writes is None:
                 shelf.ids += end
                 kept += 40
@@ -122,11 +121,10 @@ class Groups:
         self._kept += kept
         self._make_room()
 
-    def _name(self, shelf: Shelf, identifier: bytes) -> None:
+    def _name(self, loose: Loose, identifier: bytes) -> None:
         """Keep the id of a young checkpoint."""
-        young = shelf.group.more().young
-        if shelf.group.first is shelf and identifier not in young:
-            young.add(identifier)
+        if identifier not in loose.young:
+            loose.young.add(identifier)
             self._kept += KEY_BYTES
 
     def _new_shelf(self, key: bytes, identifier: bytes) -> Shelf | None:
@@ -142,10 +140,11 @@ class Groups:
         group = self.found.get(name) or self._begun(name)
         if group is None:
             return None
-        shelf = Shelf(group, rest[:-UUID_LENGTH], of_writes=kind == WRITE)
+        shelf = Shelf(rest[:-UUID_LENGTH], of_writes=kind == WRITE)
         (self._hanging if kind == WRITE else self._ending)[shelf.stem] = shelf
         if kind == CHECKPOINT:
             group.first = shelf
+            shelf.names = group.more() if self._names else None
         else:
             group.hanging = (*group.hanging, shelf)
         self._kept += SHELF_BYTES

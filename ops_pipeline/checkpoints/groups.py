@@ -25,7 +25,8 @@ class Shelf:
     memory; and what comes is compared as text, in whose order these ids are made.
 
     Attributes:
-        group: whose keys these are.
+        names: where the ids of young ones are kept, if they are. Not the group itself: in a circle, neither would be
+            freed while Python's search for circles is off.
         stem: what the keys begin with, the separator before the id included.
         ids: the ids of old keys, one after another; of writes none.
         writes: old writes, in full.
@@ -33,11 +34,12 @@ class Shelf:
         young: how many keys are younger than the grace.
     """
 
-    __slots__ = ("group", "ids", "newest", "stem", "writes", "young")
+    __slots__ = ("ids", "names", "newest", "stem", "writes", "young")
 
-    def __init__(self, group: Group, stem: bytes, *, of_writes: bool = False) -> None:
+    def __init__(self, stem: bytes, *, of_writes: bool = False) -> None:
         """Begin empty."""
-        self.group, self.stem, self.newest, self.young = group, stem, b"", 0
+        self.stem, self.newest, self.young = stem, b"", 0
+        self.names: Loose | None = None
         self.writes: list[bytes] | None = [] if of_writes else None
         self.ids = NOTHING if of_writes else bytearray()
 

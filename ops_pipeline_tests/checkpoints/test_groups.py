@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -319,6 +320,21 @@ def test_what_only_looks_like_an_id_makes_a_group_of_unknown_age() -> None:
         group = only([checkpoint(b"T", uuid6(NOW - 50 * DAY)), checkpoint(b"T", wrong)])
         assert not group.is_sound(), wrong
     assert only([checkpoint(b"T", right), *unit(b"T", uuid6(NOW))]).is_sound()
+
+
+def test_groups_that_are_left_are_freed_though_nobody_looks_for_circles() -> None:
+    """The search for circles is off during a sweep: every group held its shelf, and the shelf its group, for ever."""
+    gc.collect()
+    before = sum(isinstance(one, Group) for one in gc.get_objects())
+    gc.disable()
+    try:
+        groups = Groups(READ, GRACE_FROM, shelved=SHELVED, names=True)
+        groups.add([key for number in range(50) for key in thread_keys(b"T%d" % number, [3 * DAY, HOUR])])
+        assert len(groups.found) == 50
+        del groups
+        assert sum(isinstance(one, Group) for one in gc.get_objects()) == before
+    finally:
+        gc.enable()
 
 
 def test_a_pass_after_the_last_is_none() -> None:
