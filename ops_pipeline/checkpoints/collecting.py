@@ -13,7 +13,7 @@ from ops_pipeline.checkpoints.groups import GROUP_BYTES, KEY_BYTES, SHELF_BYTES,
 from ops_pipeline.checkpoints.ids import EARLIEST_UUID6, FARTHEST_UUID6, UUID_LENGTH, first_uuid6
 from ops_pipeline.checkpoints.layouts import CHECKPOINT, DOCUMENT, WRITE, Reader, thread_of
 
-LARGEST_PASS = 96 * 1_048_576
+LARGEST_PASS = 74 * 1_048_576
 """Bytes kept at a time, about. With more, the groups are halved by a hash, and scanned in as many passes."""
 
 
