@@ -31,6 +31,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.stale
 	$(BIN)/python -m benchmarks.probes
 	$(BIN)/python -m benchmarks.hypervisor
+	$(BIN)/python -m benchmarks.scrape
 	$(BIN)/python -m benchmarks.analysis
 	$(BIN)/python -m benchmarks.graphics
 	$(BIN)/python -m benchmarks.services

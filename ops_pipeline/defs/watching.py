@@ -10,6 +10,7 @@ from typing import Any
 from dagster import DagsterInstance, RepositoryDefinition
 from sqlalchemy import Engine, select, text
 
+from ops_pipeline.analysis.measures import measure_analysis
 from ops_pipeline.database.engine import reading
 from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.defs.health import daemons, job_facts
@@ -49,6 +50,7 @@ def measurers(settings: Settings, repository: RepositoryDefinition) -> dict[str,
         "jobs": JobMeasurer(sorted(jobs)),
         "usage": usage_measurer(catch_up_policy(settings)),
         "services": measure_services,
+        "analysis": measure_analysis,
         "network filters": measure_filters,
         "hypervisor": measure_hypervisors,
     }

@@ -15,7 +15,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Connection, Engine, insert, text
 
+from ops_pipeline.analysis.measures import measure_analysis
+from ops_pipeline.analysis.tables import analysis_tasks
 from ops_pipeline.database.engine import connect, database_now, reading, writing
+from ops_pipeline.hypervisor.measures import measure_hypervisors
+from ops_pipeline.hypervisor.tables import machines
 from ops_pipeline.measuring import Measure
 from ops_pipeline.operations.exposition import MeasureCollector, application, server_for
 from ops_pipeline.operations.measures import JobMeasurer, OutcomeTotals
@@ -27,7 +31,13 @@ from ops_pipeline.usage.progress import CatchUpPolicy
 from ops_pipeline_tests.usage.calls import at, call, run, write
 
 POLICY = CatchUpPolicy(at("2026-03-01 00:00"), None, 744, 3)
-ALL = {"jobs": JobMeasurer(["flush_firewall"]), "usage": usage_measurer(POLICY), "services": measure_services}
+ALL = {
+    "jobs": JobMeasurer(["flush_firewall"]),
+    "usage": usage_measurer(POLICY),
+    "services": measure_services,
+    "hypervisor": measure_hypervisors,
+    "analysis": measure_analysis,
+}
 
 
 def well() -> tuple[bool, dict[str, Any]]:
@@ -104,6 +114,26 @@ def test_a_scrape_tells_of_jobs_hours_calls_models_and_services(engine: Engine) 
     assert found["ops_pipeline_model_calls_processing",] == 1
     assert found["ops_pipeline_services", "down"] == 1
     assert found["ops_pipeline_up", "usage"] == 1
+
+
+def test_a_scrape_tells_of_machines_and_of_the_queue(engine: Engine) -> None:
+    now = clock(engine)
+    with writing(engine) as connection:
+        connection.execute(insert(machines), [{"id": str(number), "status": "running"} for number in range(3)])
+        waiting = {"service": "static-analyzer", "target": "m/app1", "created_at": now - timedelta(minutes=5)}
+        tasks = [waiting | {"id": "1", "status": "pending"}, waiting | {"id": "2", "status": "running"}]
+        tasks += [waiting | {"id": "3", "status": "completed"}]
+        connection.execute(insert(analysis_tasks), tasks)
+    with serving(engine) as url:
+        _, page = get(f"{url}/metrics")
+    found = samples(page)
+    assert found["ops_pipeline_machines", "running"] == 3
+    assert found["ops_pipeline_machines_observed", "unknown"] == 3
+    assert found["ops_pipeline_analysis_tasks", "static-analyzer", "pending"] == 1
+    assert found["ops_pipeline_analysis_tasks", "static-analyzer", "running"] == 1
+    assert not any("completed" in key for key in found)
+    assert found["ops_pipeline_analysis_oldest_task_seconds",] == pytest.approx(300, abs=30)
+    assert found["ops_pipeline_up", "analysis"] == found["ops_pipeline_up", "hypervisor"] == 1
 
 
 def test_prometheus_own_linter_finds_nothing_to_say(sqlite_engine: Engine) -> None:
