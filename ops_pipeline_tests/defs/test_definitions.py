@@ -98,6 +98,7 @@ def test_every_schedule_sensor_and_job_has_a_description_and_starts_switched_on_
         "model_call_stats_schedule",
         "missed_hours_sensor",
         "pending_analysis_tasks_sensor",
+        "recover_analysis_tasks_schedule",
         "pipelines_sensor",
         "late_model_calls_sensor",
         "usage_rollups_sensor",
