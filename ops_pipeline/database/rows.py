@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, ColumnElement, Table, Text, cast
+from sqlalchemy import JSON, BigInteger, Column, ColumnElement, Table, Text, cast, type_coerce
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from ops_pipeline.database.expressions import Expression, parts
+from ops_pipeline.database.types import StoredInstant, UtcDateTime
 
 SQLITE_ROW_HASH = "ops_pipeline_row_hash"
 """The name of the function that every connection to SQLite has."""
@@ -45,7 +46,9 @@ def row_hash(table: Table) -> ColumnElement[int]:
 
 def stored_text(column: ColumnElement[Any]) -> ColumnElement[Any]:
     """A column as it is read for an archive: JSON as the text that stands there, all else as itself."""
-    return cast(column, Text) if isinstance(column.type, JSON) else column
+    if isinstance(column.type, JSON):
+        return cast(column, Text)
+    return type_coerce(column, StoredInstant()) if isinstance(column.type, UtcDateTime) else column
 
 
 def json_from_text(text: ColumnElement[Any]) -> ColumnElement[Any]:

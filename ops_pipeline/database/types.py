@@ -93,6 +93,16 @@ class TextList(TypeDecorator[list[str]]):
         return json.dumps(value) if dialect.name == "sqlite" else value
 
 
+class StoredInstant(UtcDateTime):
+    """The same instants for whoever reads millions of them: what PostgreSQL's driver gives is aware and UTC already."""
+
+    cache_ok = True
+
+    def result_processor(self, dialect: Dialect, coltype: Any) -> Any:
+        """Read text on SQLite, nothing elsewhere."""
+        return super().result_processor(dialect, coltype) if dialect.name == "sqlite" else None
+
+
 class ExactDecimal(TypeDecorator[Decimal]):
     """A decimal with a fixed number of digits after the point, exact on both databases.
 

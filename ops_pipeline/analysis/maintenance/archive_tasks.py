@@ -26,7 +26,7 @@ from ops_pipeline.reconcile import Change, Outcome
 
 NAME = "old_tasks"
 KIND = "analysis_tasks"
-TREES_PER_PAGE = 5_000
+TREES_PER_PAGE = 2_000
 ARCHIVE = "archive and delete"
 ADVICE = "Nothing was changed. Read the plan; if it is right, launch again with the limit raised in the run config."
 

@@ -102,18 +102,20 @@ def _kept(
     retention: timedelta,
     now: datetime,
 ) -> str:
-    owners = [
-        owner
-        for member in tree.members
-        for owner in (pipelines.get(member.pipeline_id or ""), applications.get(member.target))
-        if owner is not None
-    ]
+    owners: list[Owner] = []
+    if applications or any(member.pipeline_id for member in tree.members):
+        owners = [
+            owner
+            for member in tree.members
+            for owner in (pipelines.get(member.pipeline_id or ""), applications.get(member.target))
+            if owner is not None
+        ]
     hold = next((one.hold for one in (*tree.members, *owners) if one.hold), "")
     if hold:
         return hold
     if any(owner.unfinished for owner in owners):
         return "its pipeline has not ended"
-    longest = max(retention, *(one.retention or retention for one in (*tree.members, *owners)))
+    longest = max([retention, *(one.retention for one in (*tree.members, *owners) if one.retention is not None)])
     for member in tree.members:
         whose = "" if member is tree.root else "a child "
         if member.status not in TERMINAL:

@@ -23,14 +23,18 @@ class Folders:
 
     root: Path
     _listed: dict[str, frozenset[str]] = field(default_factory=dict)
+    _places: dict[str, str] = field(default_factory=dict)
 
     def of(self, task_id: str, target: str) -> str:
         """The folder of a task, relative to the root; empty where it has none."""
-        above = _above(target)
-        if not above:
+        above = self._places.get(target)
+        if above is None:
+            above = self._places[target] = _above(target)
+        names = self._names(above) if above else ()
+        if not names:
             return ""
         name = task_folder(task_id)
-        return f"{above}/{name}" if name in self._names(above) else ""
+        return f"{above}/{name}" if name in names else ""
 
     def _names(self, above: str) -> frozenset[str]:
         if above not in self._listed:

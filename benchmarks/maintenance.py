@@ -1,0 +1,216 @@
+"""The benchmark of maintenance: `python -m benchmarks.maintenance`; results are in RESULTS.md.
+
+Applications on a local disk are looked at, against one bare walk with `os.scandir`; a million old tasks, in trees of
+four, are archived and deleted in a process of its own. A missed target is printed, and is no failure.
+
+What belongs here: making the scene, and the measurements.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import click
+
+from benchmarks.child import peak_bytes
+from benchmarks.databases import DATABASES, Database, database
+from benchmarks.report import MEGABYTE, Measure, Reading, against, machine, plain, table, typical
+
+APPS_PER_MODEL = 1_000
+APP_RATIO = 2.0
+ROWS_PER_SECOND = 20_000
+LONGEST_LOCK = 0.5
+MOST_BYTES = 200 * MEGABYTE
+TREE = 4
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--applications", default=100_000, help="How many applications lie on the disk.")
+@click.option("--tasks", default=1_000_000, help="How many old tasks there are.")
+@click.option("--results", default=0, help="How many results each of them has.")
+@click.option("--database", "which", default="postgresql", type=click.Choice(DATABASES), help="Where.")
+@click.option("--rounds", default=5, type=click.IntRange(1), help="How often a look is repeated.")
+def main(*, applications: int, tasks: int, results: int, which: str, rounds: int) -> None:
+    """Measure looks at applications, and the archiving and deletion of old tasks."""
+    where = machine()
+    with tempfile.TemporaryDirectory(prefix="ops_pipeline_benchmark_") as name:
+        Path(name).chmod(0o755)
+        with database(which, Path(name) / "db") as one:
+            measures = looks(one, Path(name), applications, rounds) if applications else []
+            measures += old_tasks(one, Path(name), tasks, results) if tasks else []
+            title = f"{which} {one.version()}, {where['cores']} cores of {where['cpu']}, {where['date']}"
+    print(f"\n{title}; load average before {where['load_average'][0]}\n")
+    print(table(measures), flush=True)
+
+
+def looks(one: Database, folder: Path, applications: int, rounds: int) -> list[Measure]:
+    """A bare walk, the look in its process, and the whole pass in which nothing is to be done."""
+    from ops_pipeline.analysis.maintenance.applications import Policy  # noqa: PLC0415
+    from ops_pipeline.analysis.maintenance.clean_applications import clean_orphan_applications  # noqa: PLC0415
+    from ops_pipeline.analysis.maintenance.lab import Lab  # noqa: PLC0415
+    from ops_pipeline.analysis.maintenance.root import look  # noqa: PLC0415
+    from ops_pipeline.passes import Options  # noqa: PLC0415
+
+    root, models = folder / "apps", max(1, applications // APPS_PER_MODEL)
+    print(f"making {applications:,} applications", file=sys.stderr, flush=True)
+    for number in range(applications):
+        (root / f"model-{number % models}" / f"app{number // models}").mkdir(parents=True)
+    one.execute(
+        "INSERT INTO generated_applications (id, model_slug, app_number) "
+        + numbers(one, applications, f"'a' || n, 'model-' || (n % {models}), n / {models}")
+    )
+    slugs = [f"model-{number}" for number in range(models)]
+    lab = Lab(one.engine, str(root), folder / "results", str(folder / "archive"))
+
+    def whole() -> None:
+        report = clean_orphan_applications(lab, Policy(timedelta(days=7)), Options())
+        if report.status != "success" or report.outcome.scanned != applications or report.changes:
+            raise RuntimeError(f"{report.error or report.outcome}: {report.changes[:3]}")
+
+    bare_walk(str(root))
+    whole()
+    floors = [read(one, lambda: bare_walk(str(root))) for _ in range(rounds)]
+    floor = typical(floors)
+    looked = [read(one, lambda: look(str(root), slugs)) for _ in range(rounds)]
+    passes = [read(one, whole) for _ in range(rounds)]
+    return [
+        Measure("floor: one walk with os.scandir", floor.seconds, applications, "1.00 x floor"),
+        against("look at the disk, in its process", looked, applications, floor, APP_RATIO),
+        against("whole pass, database included", passes, applications, floor),
+    ]
+
+
+def bare_walk(root: str) -> int:
+    """What a script of five lines does."""
+    found = 0
+    with os.scandir(root) as models:
+        for model in models:
+            if model.is_dir():
+                with os.scandir(model.path) as apps:
+                    found += sum(app.is_dir() for app in apps)
+    return found
+
+
+def old_tasks(one: Database, folder: Path, tasks: int, results: int) -> list[Measure]:
+    """Archive and delete them all in a process of its own."""
+    print(f"making {tasks:,} old tasks", file=sys.stderr, flush=True)
+    fill(one, tasks, results)
+    command = [sys.executable, "-m", "benchmarks.maintenance", "in-child", one.url, str(folder)]
+    cpu, started = one.cpu_seconds(), time.perf_counter()
+    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    cpu = one.cpu_seconds() - cpu
+    if found["tasks"] != tasks or found["error"]:
+        raise RuntimeError(f"{found} after {time.perf_counter() - started:.0f} s")
+    rows, seconds = tasks * (1 + results), found["seconds"]
+    size = sum(path.stat().st_size for path in (folder / "archive").rglob("*") if path.is_file())
+    return [
+        Measure(
+            f"archive and delete {tasks:,} tasks" + (f" with {results} results each" if results else ""),
+            seconds,
+            rows,
+            f"{rows / seconds:,.0f} rows/s; archives {size / MEGABYTE:.0f} MB",
+            f">= {ROWS_PER_SECOND:,} rows/s",
+            rows / seconds >= ROWS_PER_SECOND,
+            cpu_seconds=cpu,
+        ),
+        Measure(
+            "its longest transaction",
+            found["longest"],
+            target=f"< {LONGEST_LOCK * 1000:g} ms",
+            ok=found["longest"] < LONGEST_LOCK,
+        ),
+        Measure(
+            "peak memory of the process",
+            result=f"{found['peak'] / MEGABYTE:.0f} MB, {found['imports'] / MEGABYTE:.0f} of it imports",
+            target=f"< {MOST_BYTES // MEGABYTE} MB",
+            ok=found["peak"] < MOST_BYTES,
+        ),
+        plain("the same again, nothing left", [Reading(found["again"], 0.0)]),
+    ]
+
+
+def in_child(url: str, folder: str) -> None:
+    """Archive and delete, and print figures."""
+    from ops_pipeline.analysis.maintenance import tree_archive  # noqa: F401, PLC0415
+    from ops_pipeline.analysis.maintenance.archive_tasks import archive_old_tasks  # noqa: PLC0415
+    from ops_pipeline.analysis.maintenance.lab import Lab  # noqa: PLC0415
+    from ops_pipeline.database.engine import connect  # noqa: PLC0415
+    from ops_pipeline.passes import Options  # noqa: PLC0415
+
+    imports = peak_bytes()
+    lab = Lab(connect(url), "", Path(folder, "results"), str(Path(folder, "archive")))
+    started = time.perf_counter()
+    report = archive_old_tasks(lab, timedelta(days=30), Options(budget_seconds=3_600))
+    seconds = time.perf_counter() - started
+    archive_old_tasks(lab, timedelta(days=30), Options())
+    figures = {
+        "tasks": report.outcome.changed,
+        "error": report.error,
+        "seconds": seconds,
+        "again": time.perf_counter() - started - seconds,
+        "longest": report.facts.get("longest_transaction_seconds", 0),
+        "peak": peak_bytes(),
+        "imports": imports,
+    }
+    print(json.dumps(figures))
+
+
+def fill(one: Database, tasks: int, results: int) -> None:
+    """Trees of four that ended between 31 and 90 days ago, with the options and summaries of real ones."""
+    now = "now()" if one.name == "postgresql" else "julianday('now')"
+    day = "interval '1 day'" if one.name == "postgresql" else "1"
+    ended = f"{now} - (31 + (n / {TREE}) % 60) * {day}"
+    if one.name == "sqlite":
+        ended = f"strftime('%Y-%m-%d %H:%M:%f', {ended})"
+    summary = '{"summary": {"status": "completed", "total_findings": 7, "services_executed": ["static-analyzer"]}}'
+    columns = (
+        f"'task_' || n, CASE WHEN n % {TREE} > 0 THEN 'task_' || (n - n % {TREE}) END,"
+        f" CASE WHEN n % {TREE} > 0 THEN 'static-analyzer' ELSE 'unified' END, 'gpt-4o/app' || (n % 5000), 'completed',"
+        f' 1, \'{{"tools": ["ruff", "bandit"]}}\', \'{summary}\', {ended}, {ended}, {ended}, {ended}'
+    )
+    names = "id, parent_id, service, target, status, attempt, options, result_summary, created_at, started_at,"
+    casts = columns
+    if one.name == "postgresql":
+        casts = casts.replace('"bandit"]}\'', '"bandit"]}\'::json').replace(f"'{summary}'", f"'{summary}'::json")
+    one.execute(
+        f"INSERT INTO analysis_tasks ({names} completed_at, updated_at) " + numbers(one, tasks, casts),
+    )
+    for number in range(results):
+        one.execute(
+            "INSERT INTO analysis_results (id, task_id, tool, rule_id, severity, title, file_path, line_number) "
+            + numbers(
+                one, tasks, f"'r{number}-' || n, 'task_' || n, 'ruff', 'E501', 'low', 'Line too long', 'a.py', n % 500"
+            )
+        )
+    one.execute(*(["VACUUM (ANALYZE)", "CHECKPOINT"] if one.name == "postgresql" else ["ANALYZE"]))
+
+
+def numbers(one: Database, count: int, columns: str) -> str:
+    """A SELECT of columns over the numbers `n` from 0 on."""
+    if one.name == "postgresql":
+        return f"SELECT {columns} FROM generate_series(0, {count - 1}) AS n"
+    series = f"WITH RECURSIVE s(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM s WHERE n < {count - 1})"
+    return f"{series} SELECT {columns} FROM s"
+
+
+def read(one: Database, work: Callable[[], object]) -> Reading:
+    """One measurement."""
+    cpu, started = one.cpu_seconds(), time.perf_counter()
+    work()
+    seconds = time.perf_counter() - started
+    return Reading(seconds, one.cpu_seconds() - cpu)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["in-child"]:
+        in_child(*sys.argv[2:])
+    else:
+        main()
