@@ -18,7 +18,7 @@ from ops_pipeline.database.types import TextList, UtcDateTime
 CLAIMED, ENDED, POSTPONED = "claimed", "ended", "postponed"
 LOST, RETURNED, CANCEL, RETRY, PROGRESS = "lease lost", "returned", "cancel asked for", "retry", "progress"
 _NAMES = ["task_id", "at", "kind", "attempt", "owner", "before", "after", "reason"]
-RELEASED, AGGREGATED, SUBMITTED, HELD = "released", "aggregated", "submitted", "held"
+RELEASED, AGGREGATED, SUBMITTED = "released", "aggregated", "submitted"
 
 
 def tell_tasks(

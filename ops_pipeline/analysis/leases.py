@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, Text, func, or_, select, type_coerce, update
+from sqlalchemy import Connection, Text, or_, select, type_coerce, update
 
 from ops_pipeline.analysis.limits import IS_RUNNING
 from ops_pipeline.analysis.policy import Policy
@@ -91,12 +91,6 @@ def alive(connection: Connection, now: datetime) -> Sequence[str]:
     """The workers that gave a sign of life within their lease and have not stopped."""
     living = instant_order(workers.lease_expires_at) > instant_order(now)
     return connection.scalars(select(workers.owner).where(workers.stopped_at.is_(None), living)).all()
-
-
-def running_tasks(connection: Connection, owner: str) -> int:
-    """How many tasks a worker has."""
-    query = select(func.count()).where(IS_RUNNING, tasks.lease_owner == owner)
-    return connection.execute(query).scalar_one()
 
 
 def may_claim(since_last_beat: timedelta, policy: Policy) -> bool:

@@ -29,7 +29,6 @@ from ops_pipeline.analysis.tables import (
     PARTIAL_SUCCESS,
     PENDING,
     TERMINAL,
-    UNFINISHED,
 )
 
 PERMANENT, TRANSIENT, TIMEOUT, LOST_LEASE = "permanent", "transient", "timeout", "lost_lease"
@@ -196,8 +195,3 @@ def aggregate(statuses: Sequence[str]) -> str | None:
     if len(kinds) == 1:
         return kinds.pop()
     return PARTIAL_SUCCESS if kinds & {COMPLETED, PARTIAL_SUCCESS} else FAILED
-
-
-def is_unfinished(status: str) -> bool:
-    """Whether a task has yet to end; a status that nobody knows is neither claimed nor ended."""
-    return status in UNFINISHED

@@ -17,7 +17,7 @@ from ops_pipeline.database.retry import despite_conflicts
 from ops_pipeline.reconcile import Outcome, Plan, count_reasons
 
 BATCH = 500
-"""Rows are locked until their batch commits, and a worker that ends one of them waits so long: about 50 ms."""
+"""Rows are locked until their batch commits, and a worker that ends one of them waits so long."""
 MOST = 20_000
 """So many tasks are looked at in one pass; whatever is left is due a minute later."""
 
