@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -207,12 +207,17 @@ def serve(port: int, seconds: float, asked: Any) -> None:
     """Answer until the process is ended."""
     from websockets.asyncio.server import ServerConnection  # noqa: PLC0415
     from websockets.asyncio.server import serve as serve_websocket  # noqa: PLC0415
+    from websockets.exceptions import ConnectionClosed  # noqa: PLC0415
 
     finding = {"ruleId": "R1", "level": "warning", "message": {"text": "m"}}
     runs = [{"tool": {"driver": {"name": "t"}}, "results": [finding] * 20}]
     answer = {"status": "success", "type": "static_analysis_result", "analysis": {"sarif_export": {"runs": runs}}}
 
     async def handle(connection: ServerConnection) -> None:
+        with suppress(ConnectionClosed):
+            await converse(connection)
+
+    async def converse(connection: ServerConnection) -> None:
         async for frame in connection:
             if json.loads(frame)["type"] == "health_check":
                 await connection.send(json.dumps({"type": "health_response", "status": "healthy"}))
