@@ -28,6 +28,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ops_pipeline.hypervisor.explaining import late_text, shown
@@ -41,7 +42,8 @@ SPARE_SECONDS = 10.0
 """The whole is given up so long after the last deadline: the process that watches the deadlines is stuck itself."""
 
 _MAIN = "import sys; sys.path[:] = sys.argv[1:]; from ops_pipeline.hypervisor.look import main; main()"
-"""It finds modules where this process does, without looking for them itself (`-S`)."""
+"""It finds modules where this process does, without looking for them itself (`-S`): an editable installation is found
+by a hook that only such a look would start, so the folder of the project is named too."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def ask_hosts(
 
 def _ask(request: Request, longest_seconds: float) -> list[Returned]:
     process = subprocess.Popen(  # noqa: S603 - this Python and its own module path
-        [sys.executable, "-S", "-E", "-c", _MAIN, *sys.path],
+        [sys.executable, "-S", "-E", "-c", _MAIN, str(Path(__file__).parents[2]), *sys.path],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
