@@ -5,7 +5,10 @@ What belongs here: `Check`. What does not: any looking, which the packages do fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from ops_pipeline.settings import SettingsError
 
 
 @dataclass(frozen=True)
@@ -23,3 +26,11 @@ class Check:
     ok: bool
     detail: str
     warning: bool = False
+
+
+def tried(name: str, look: Callable[[], list[Check]]) -> list[Check]:
+    """What `look` found; a secret that it needs and that cannot be read is a finding too, under `name`."""
+    try:
+        return look()
+    except SettingsError as error:
+        return [Check(name, ok=False, detail=str(error))]

@@ -25,7 +25,7 @@ from ops_pipeline.analysis.maintenance.commands import restore
 from ops_pipeline.analysis.pipelines.commands import pipelines
 from ops_pipeline.analysis.tables import metadata as analysis_metadata
 from ops_pipeline.archives.commands import archive_commands
-from ops_pipeline.checking import Check
+from ops_pipeline.checking import Check, tried
 from ops_pipeline.database.engine import connect, reading, sqlite_url, where
 from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.database.migrate import migrate as migrate_database
@@ -101,8 +101,11 @@ def _check_elsewhere(settings: Settings) -> list[Check]:
     from ops_pipeline.services.checks import check_registry  # noqa: PLC0415
     from ops_pipeline.usage.checks import check_probes  # noqa: PLC0415
 
-    probes = check_probes(settings.model_probes_file, secret_variable)
-    return [*probes, *check_registry(settings.services_file, secret_variable), *check_checkpoints(settings)]
+    return [
+        *tried("MODEL_PROBES_FILE", lambda: check_probes(settings.model_probes_file, secret_variable)),
+        *tried("SERVICES_FILE", lambda: check_registry(settings.services_file, secret_variable)),
+        *check_checkpoints(settings),
+    ]
 
 
 def _check_tables(settings: Settings) -> list[Check]:

@@ -2,11 +2,13 @@
 
 What belongs here: putting together what each domain declares in `variables/`, and reading the environment, which
 nobody else does. A `.env` file in the working directory is read too; variables of the environment win over it.
+A secret may stand in a file instead, which `<NAME>_FILE` names, as containers and systemd hand secrets over.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,13 @@ __all__ = [
     "Settings",
     "SettingsError",
     "environment_of_leader",
+    "give_dagster_its_variables",
     "given_variables",
     "leader_token",
     "load_settings",
+    "secret_file_variables",
     "secret_variable",
+    "variables_for_dagster",
 ]
 
 
@@ -99,7 +104,18 @@ LEADER_TOKEN = "OPS_PIPELINE_LEADER_TOKEN"  # noqa: S105 - the name of a variabl
 
 def environment_of_leader(token: str) -> dict[str, str]:
     """The environment of the daemon that a leader starts: its own, and the token under which it leads."""
-    return {**os.environ, LEADER_TOKEN: token}
+    return {**os.environ, **variables_for_dagster(), LEADER_TOKEN: token}
+
+
+def variables_for_dagster() -> dict[str, str]:
+    """What Dagster itself reads from the environment, and may stand in a file: by name, to be handed on, not shown."""
+    url = secret_variable("DAGSTER_POSTGRES_URL")
+    return {"DAGSTER_POSTGRES_URL": url.get_secret_value()} if url else {}
+
+
+def give_dagster_its_variables() -> None:
+    """Put them into this process's own environment, where Dagster is used in this process."""
+    os.environ.update(variables_for_dagster())
 
 
 def leader_token() -> str | None:
@@ -113,9 +129,61 @@ def given_variables() -> set[str]:
 
 
 def secret_variable(name: str) -> SecretStr | None:
-    """The value of a variable that a file names, for example an API key; None when it is not set or empty."""
-    value = os.environ.get(name) or dotenv_values(".env").get(name)
+    """The value of a variable that a file names, for example an API key; None when it is not set or empty.
+
+    Raises:
+        SettingsError: `<name>_FILE` names a file that cannot be used.
+    """
+    try:
+        value = _secret(name, {**dotenv_values(".env"), **{key: one for key, one in os.environ.items() if one}})
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
     return SecretStr(value) if value else None
+
+
+def secret_file_variables() -> set[str]:
+    """The names of the variables that name a file with the secret of another one."""
+    return {f"{name.upper()}_FILE" for name in _secret_fields()}
+
+
+def _secret_fields() -> list[str]:
+    return [name for name, field in Settings.model_fields.items() if field.annotation is SecretStr]
+
+
+def _secrets_in_files() -> tuple[dict[str, Any], list[str]]:
+    """The secrets that stand in files, by field, and a line for each file that cannot be used."""
+    # Names of settings are the same in small letters.
+    given = {key.upper(): one for key, one in {**dotenv_values(".env"), **os.environ}.items() if one}
+    found: dict[str, Any] = {}
+    problems: list[str] = []
+    for field in _secret_fields():
+        if given.get(f"{field.upper()}_FILE"):
+            try:
+                found[field] = SecretStr(_secret(field.upper(), given) or "")
+            except ValueError as error:
+                problems.append(str(error))
+    return found, problems
+
+
+def _secret(name: str, given: Mapping[str, str | None]) -> str | None:
+    """A secret from its variable or from the file that `<name>_FILE` names."""
+    here, file = given.get(name), given.get(f"{name}_FILE")
+    if not file:
+        return here
+    try:
+        # An editor ends the last line; whoever hands over a secret means what stands before that.
+        value = Path(file).read_text(encoding="utf-8").rstrip("\r\n")
+    except OSError as error:
+        reason = f"{file} cannot be read: {error.strerror}. Correct the path, or let this user read the file."
+    except UnicodeDecodeError:
+        reason = f"{file} holds no text in UTF-8: write the secret there, and nothing else."
+    else:
+        if value and (not here or here == value):
+            return value
+        reason = f"{file} is empty: write the secret there, or unset this variable."
+        if value:
+            reason = f"{name} is set as well, to something else: unset one of the two."
+    raise ValueError(f"{name}_FILE: {reason}")
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -124,11 +192,14 @@ def load_settings(**overrides: Any) -> Settings:
     Raises:
         SettingsError: one or more variables cannot be used; no value of a secret is in the message.
     """
+    in_files, lines = _secrets_in_files()
     try:
-        return Settings(**overrides)
+        settings = Settings(**{**in_files, **overrides})
     except ValidationError as error:
-        lines = [_line(problem) for problem in error.errors(include_input=False, include_url=False)]
-        raise SettingsError("\n".join(lines)) from None
+        lines += [_line(problem) for problem in error.errors(include_input=False, include_url=False)]
+    if lines:
+        raise SettingsError("\n".join(lines))
+    return settings
 
 
 def _line(problem: Any) -> str:

@@ -11,11 +11,11 @@ from sqlalchemy import Engine
 
 from ops_pipeline.database.engine import connect
 from ops_pipeline.database.migrate import migrate
-from ops_pipeline.settings import Settings
+from ops_pipeline.settings import Settings, secret_file_variables
 from ops_pipeline_tests.hypervisor.libvirt_servers import LibvirtServer, libvirt_server
 from ops_pipeline_tests.servers import PostgresServer, postgres
 
-OURS = {name.upper() for name in Settings.model_fields}
+OURS = {name.upper() for name in Settings.model_fields} | secret_file_variables()
 """Every variable that a developer may have set for a deployment of their own."""
 
 

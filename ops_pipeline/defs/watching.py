@@ -22,12 +22,13 @@ from ops_pipeline.operations.exposition import Answer
 from ops_pipeline.operations.health import JobHealth, as_json, judge
 from ops_pipeline.operations.measures import JobMeasurer
 from ops_pipeline.services.measures import measure_services
-from ops_pipeline.settings import Settings
+from ops_pipeline.settings import Settings, give_dagster_its_variables
 from ops_pipeline.usage.measures import usage_measurer
 
 
 def open_instance() -> DagsterInstance:
     """The Dagster instance of DAGSTER_HOME, to be used as a context manager."""
+    give_dagster_its_variables()
     return DagsterInstance.get()
 
 

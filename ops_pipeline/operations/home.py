@@ -46,7 +46,7 @@ def prepare_home(settings: Settings, project: Path, first_hour: Callable[[Engine
         instance = project / "dagster.yaml"
         if engine.dialect.name == "postgresql":
             instance = project / "deploy" / "postgres" / "dagster.yaml"
-            exports["DAGSTER_POSTGRES_URL"] = _dagster_url(engine)
+            exports["DAGSTER_POSTGRES_URL"] = settings.dagster_postgres_url.get_secret_value() or _dagster_url(engine)
         _write_instance(home / "dagster.yaml", instance.read_text())
         if settings.model_call_stats_start == DEFAULT_START:
             exports["MODEL_CALL_STATS_START"] = _remembered_start(home, engine, first_hour)

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from ops_pipeline.checking import Check
-from ops_pipeline.settings import Settings
+from ops_pipeline.settings import Settings, secret_file_variables
 
 LIKE_OURS = 0.86
 """Similarity from which a name is taken for one of ours with a slip: one letter in seven at most."""
@@ -29,7 +29,7 @@ def check_variables(settings: Settings, given: Iterable[str], except_for: Iterab
     known = {name.upper(): name for name in Settings.model_fields}
     left_out = set(except_for)
     checks = [_line(settings, name, field) for name, field in known.items() if name not in left_out]
-    for name in sorted({one.upper() for one in given} - set(known)):
+    for name in sorted({one.upper() for one in given} - set(known) - secret_file_variables()):
         meant = get_close_matches(name, known, n=1, cutoff=LIKE_OURS)
         if meant:
             detail = f"no such variable, {meant[0]} is meant? It has no effect under this name."

@@ -23,6 +23,7 @@ from xml.parsers.expat import ExpatError
 from pydantic import SecretStr
 
 from ops_pipeline.services.registry import CommandAction, Registry, Service, SupervisorAction, SystemdAction
+from ops_pipeline.settings import SettingsError
 
 SHOWN_LETTERS = 2_000
 KEPT_BYTES = SHOWN_LETTERS * 8
@@ -72,7 +73,7 @@ def secrets_of(registry: Registry, variable: Callable[[str], SecretStr | None]) 
     """The URLs that checks are made with, and the passwords in them, which may be shown by themselves too."""
     names = {name for one in registry.services if (name := getattr(one.check, "url_env", None))}
     found: set[str] = set()
-    for value in filter(None, map(variable, names)):
+    for value in filter(None, (_known(variable, name) for name in names)):
         url = value.get_secret_value()
         found.add(url)
         with suppress(ValueError):
@@ -80,6 +81,14 @@ def secrets_of(registry: Registry, variable: Callable[[str], SecretStr | None]) 
             passwords = [parts.password or "", *parse_qs(parts.query).get("password", [])]
             found.update(form for one in passwords for form in (one, unquote(one)))
     return [one for one in found if len(one) >= SHORTEST_SECRET]
+
+
+def _known(variable: Callable[[str], SecretStr | None], name: str) -> SecretStr | None:
+    try:
+        return variable(name)
+    except SettingsError:
+        # The look tells that its file cannot be used; here there is nothing to remove.
+        return None
 
 
 def _run(command: Iterable[str], seconds: float) -> tuple[bool, str]:

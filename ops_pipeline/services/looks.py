@@ -52,6 +52,7 @@ from ops_pipeline.services.registry import (
     WebSocketCheck,
 )
 from ops_pipeline.services.states import DEGRADED, DOWN, STARTING, UNKNOWN, UP, Look
+from ops_pipeline.settings import SettingsError
 
 Variable = Callable[[str], SecretStr | None]
 CANNOT_TELL = {
@@ -269,7 +270,10 @@ async def _websocket(check: WebSocketCheck, _variable: Variable) -> Look:
 
 
 def _value(variable: Variable, name: str) -> str:
-    value = variable(name)
+    try:
+        value = variable(name)
+    except SettingsError as error:
+        raise CannotTell(str(error)) from None
     if value is None:
         raise CannotTell(f"the environment variable {name} is not set")
     return value.get_secret_value()
