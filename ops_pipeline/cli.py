@@ -6,9 +6,7 @@ What belongs here: arguments, printing and exit status. What does not: any rule 
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -32,7 +30,7 @@ from ops_pipeline.database.migrate import migrate as migrate_database
 from ops_pipeline.database.types import parse_instant
 from ops_pipeline.operations.alerts.commands import alerts
 from ops_pipeline.operations.checks import check_deployment
-from ops_pipeline.operations.commands import daemon, health, metrics
+from ops_pipeline.operations.commands import daemon, health, metrics, stopped_by_signal
 from ops_pipeline.operations.variables import check_variables
 from ops_pipeline.services.commands import services
 from ops_pipeline.settings import Settings, SettingsError, given_variables, load_settings, secret_variable
@@ -164,7 +162,7 @@ def demo(
                 written = demo_data.write_history(engine, plan, bar.update)
             click.echo(f"{written} calls written to {where(engine)}.")
         if live:
-            stopped = _stopped_by_signal()
+            stopped = stopped_by_signal()
             demo_data.live(
                 engine,
                 seed,
@@ -188,7 +186,7 @@ def demo_machines(*, live: bool) -> None:
             return
         click.echo(fleet.write_demo(engine, settings.dagster_home, seed=1))
         if live:
-            stopped = _stopped_by_signal()
+            stopped = stopped_by_signal()
             fleet.live(engine, settings.dagster_home, 1, lambda seconds: _ignore(stopped.wait(seconds)), stopped.is_set)
 
 
@@ -341,13 +339,6 @@ def _time(text: str) -> datetime:
 
 def _ignore(_: object) -> None:
     """Waiting for a signal tells whether it came; the caller asks for itself."""
-
-
-def _stopped_by_signal() -> threading.Event:
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
-    return stopped
 
 
 add_analyzers(main, _has_real_calls, _become)

@@ -42,9 +42,7 @@ def daemon(workspace: Path, log_level: str) -> None:
     settings = _settings()
     home = settings.dagster_home.absolute()
     _require_home(home)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stopped_by_signal()
     url = settings.dagster_postgres_url.get_secret_value()
     sys.exit(lead(lambda: fence_for(home, url), daemon_command(workspace, log_level), stop, _tell))
 
@@ -124,6 +122,14 @@ def metrics(host: str, port: int) -> None:
         except KeyboardInterrupt:
             server.server_close()
     engine.dispose()
+
+
+def stopped_by_signal() -> threading.Event:
+    """What is set once somebody presses Ctrl-C, or ends this process."""
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    return stopped
 
 
 def _interrupt(*_: Any) -> None:
