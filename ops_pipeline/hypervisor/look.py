@@ -19,20 +19,23 @@ import struct
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from types import GeneratorType
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
+
+from ops_pipeline.hypervisor.explaining import explain
 
 ITEM, RESULT, PROBLEM = "item", "result", "problem"
 LENGTH = struct.Struct("!Q")
 SPARE_SECONDS = 1.0
 """A host's process ends by a timer of its own so long after its deadline, should this process be gone by then."""
+REAP_SECONDS = 0.5
+"""So long is waited for a killed process to be gone: one that hangs inside a driver of the kernel cannot be killed."""
 
 
-@dataclass(frozen=True)
-class Question:
+# No dataclasses: importing them takes longer than all of this process's own code.
+class Question(NamedTuple):
     """What one host is asked: `function` (`module:name`) is called with its connection and the argument."""
 
     host_id: str
@@ -42,8 +45,7 @@ class Question:
     writes: bool
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What this process reads from its standard input."""
 
     questions: tuple[Question, ...]
@@ -51,8 +53,7 @@ class Request:
     at_once: int
 
 
-@dataclass(frozen=True)
-class Returned:
+class Returned(NamedTuple):
     """What one host's process sent, as it sent it: pickled pairs of a kind and a value; `ended` says how it ended."""
 
     host_id: str
@@ -61,12 +62,11 @@ class Returned:
     seconds: float
 
 
-@dataclass
-class _Child:
+class _Child(NamedTuple):
     question: Question
     pid: int
     started: float
-    received: bytearray = field(default_factory=bytearray)
+    received: bytearray
 
 
 def main() -> None:
@@ -112,8 +112,10 @@ def returned(request: Request) -> list[Returned]:
     with selectors.DefaultSelector() as selector:
         at_work: dict[int, _Child] = {}
         while waiting or at_work:
+            # Those that are asked together have one deadline: what starting the last of them takes is not added to it.
+            started = time.monotonic()
             while waiting and len(at_work) < request.at_once:
-                source, child = _start(waiting.popleft(), request.deadline_seconds)
+                source, child = _start(waiting.popleft(), request.deadline_seconds, started)
                 at_work[source] = child
                 selector.register(source, selectors.EVENT_READ)
             first = min(child.started for child in at_work.values()) + request.deadline_seconds
@@ -126,21 +128,22 @@ def returned(request: Request) -> list[Returned]:
                 late = list(at_work)
                 waiting.clear()
             ended |= {fd: "late" for fd in late if fd not in ended}
-            for source, how in ended.items():
+            for source in ended:
                 selector.unregister(source)
-                done.append(_finished(source, at_work.pop(source), how))
+            done += _finished({source: at_work.pop(source) for source in ended}, ended)
     return done
 
 
-def _start(question: Question, deadline_seconds: float) -> tuple[int, _Child]:
+def _start(question: Question, deadline_seconds: float, started: float) -> tuple[int, _Child]:
     source, sink = os.pipe()
     pid = os.fork()
     if pid:
         os.close(sink)
-        return source, _Child(question, pid, time.monotonic())
+        return source, _Child(question, pid, started, bytearray())
     status = 1
     try:
         os.setpgid(0, 0)
+        _let_go(sink)
         # The default action of this signal ends the process even inside C.
         signal.setitimer(signal.ITIMER_REAL, deadline_seconds + SPARE_SECONDS)
         with os.fdopen(sink, "wb") as stream:
@@ -151,8 +154,6 @@ def _start(question: Question, deadline_seconds: float) -> tuple[int, _Child]:
 
 
 def _answer(question: Question, stream: IO[bytes]) -> None:
-    from ops_pipeline.hypervisor.explaining import explain  # noqa: PLC0415 - only here, after libvirt was found
-
     try:
         _send(stream, RESULT, _called(question, stream))
     except Exception as error:  # noqa: BLE001 - told to whoever asked, as the reason why there are no facts
@@ -183,23 +184,52 @@ def _send(stream: IO[bytes], kind: str, value: Any) -> None:
 def _read(source: int, child: _Child) -> bool:
     """Take what is there; False at the end."""
     part = os.read(source, 1 << 20)
-    child.received += part
+    child.received.extend(part)
     return bool(part)
 
 
-def _finished(source: int, child: _Child, how: str) -> Returned:
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    with suppress(ProcessLookupError):
-        os.kill(child.pid, signal.SIGKILL)
-    _, status = os.waitpid(child.pid, 0)
-    # What it sent before it was killed still counts: of an apply, what was done.
-    while _read(source, child):
-        pass
-    os.close(source)
-    if how == "ended" and os.WIFSIGNALED(status):
-        how = f"signal {os.WTERMSIG(status)}"
-    return Returned(child.question.host_id, _messages(child.received), how, time.monotonic() - child.started)
+def _let_go(sink: int) -> None:
+    """Keep no file of the starter's open: one that cannot be killed would keep it waiting for the end of its answer."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(nothing, stream)
+    os.closerange(3, sink)
+    os.closerange(sink + 1, os.sysconf("SC_OPEN_MAX"))
+
+
+def _finished(children: Mapping[int, _Child], ended: Mapping[int, str]) -> list[Returned]:
+    """Kill what is left of the processes of hosts, by the descriptor that they write to, and take what they sent."""
+    for child in children.values():
+        for kill in (os.killpg, os.kill):
+            with suppress(ProcessLookupError):
+                kill(child.pid, signal.SIGKILL)
+    patience = time.monotonic() + REAP_SECONDS
+    done = []
+    for source, child in children.items():
+        status, how = _reaped(child.pid, patience), ended[source]
+        # What it sent before it was killed still counts: of an apply, what was done. Something that it started and
+        # that lives on may keep the pipe open, so its end is not waited for.
+        os.set_blocking(source, False)
+        with suppress(BlockingIOError):
+            while _read(source, child):
+                pass
+        os.close(source)
+        if how == "ended" and status is not None and os.WIFSIGNALED(status):
+            how = f"signal {os.WTERMSIG(status)}"
+        messages = _messages(child.received)
+        done.append(Returned(child.question.host_id, messages, how, time.monotonic() - child.started))
+    return done
+
+
+def _reaped(pid: int, patience: float) -> int | None:
+    """The exit status of a killed process; None for one that is not gone when the patience ends."""
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return status
+        if time.monotonic() >= patience:
+            return None
+        time.sleep(0.002)
 
 
 def _messages(received: bytearray) -> tuple[bytes, ...]:

@@ -48,6 +48,16 @@ def with_a_child(_connection: object, file: str) -> None:
     time.sleep(60)
 
 
+def with_an_escapee(_connection: object, seconds: float) -> str:
+    """Starts a process that leaves the group with every file it has, and hangs."""
+    if not os.fork():
+        os.setsid()
+        time.sleep(20)
+        os._exit(0)
+    time.sleep(seconds)
+    return "answered"
+
+
 def crash(_connection: object, _argument: object) -> None:
     """Ends as a bug in C does."""
     os.kill(os.getpid(), signal.SIGSEGV)

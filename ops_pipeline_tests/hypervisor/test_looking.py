@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ops_pipeline.hypervisor import look
 from ops_pipeline.hypervisor.hosts import Host
 from ops_pipeline.hypervisor.looking import Answer, ask_hosts
 from ops_pipeline.reconcile import Unavailable
@@ -74,6 +75,23 @@ def test_what_a_host_started_is_killed_with_it(tmp_path: Path) -> None:
     ask("with_a_child", deadline=1, argument=str(tmp_path / "pid"))
     pid = int((tmp_path / "pid").read_text())
     wait_until(lambda: not _alive(pid), 10, "the child's child to end")
+
+
+def test_what_cannot_be_killed_holds_up_nobody() -> None:
+    """A process inside a driver that hangs survives its kill with its files open; the end of its answer never came."""
+    hosts, seconds = (TEST, Host("quick", "test:///default")), {"test": 60, "quick": 0}
+    started = time.monotonic()
+    answers = ask("with_an_escapee", *hosts, deadline=2, arguments=seconds)
+    assert "no answer within 2 s" in answers["test"].problem
+    assert answers["quick"].facts == "answered"
+    assert time.monotonic() - started < 15
+
+
+def test_a_process_that_is_not_gone_is_not_waited_for() -> None:
+    with subprocess.Popen(["sleep", "30"]) as process:
+        assert look._reaped(process.pid, time.monotonic() + 0.1) is None
+        process.kill()
+        assert look._reaped(process.pid, time.monotonic() + 20) == signal.SIGKILL
 
 
 def _alive(pid: int) -> bool:
