@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -188,3 +189,13 @@ def test_a_daemon_that_dies_in_the_middle_of_a_look_is_unavailable(libvirtd: Lib
     libvirtd.start()
     assert "the connection broke" in problem or "nothing answers" in problem
     assert time.monotonic() - started < 30
+
+
+def test_the_installed_command_finds_the_package_for_its_processes_too(tmp_path: Path) -> None:
+    """An editable installation is on no path: every look of `ops-pipeline check` failed, and `make run` with it."""
+    command = Path(sys.executable).parent / "ops-pipeline"
+    home = {"DAGSTER_HOME": str(tmp_path), "PATH": os.environ["PATH"], "LIBVIRT_URI": "test:///default"}
+    subprocess.run([command, "migrate"], env=home, cwd=tmp_path, check=True, capture_output=True)
+    checked = subprocess.run([command, "check"], env=home, cwd=tmp_path, check=False, capture_output=True, text=True)
+    (line,) = [line for line in checked.stdout.splitlines() if "hypervisor local" in line]
+    assert line.startswith("ok"), line
