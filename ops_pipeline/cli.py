@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NoReturn, TypeVar, get_args
@@ -31,6 +31,8 @@ from ops_pipeline.database.types import parse_instant
 from ops_pipeline.operations.alerts.commands import alerts
 from ops_pipeline.operations.checks import check_deployment
 from ops_pipeline.operations.commands import daemon, health, metrics, stopped_by_signal
+from ops_pipeline.operations.commands import daemon, health, metrics
+from ops_pipeline.operations.logs import tell_on_terminal
 from ops_pipeline.operations.variables import check_variables
 from ops_pipeline.services.commands import services
 from ops_pipeline.settings import Settings, SettingsError, given_variables, load_settings, secret_variable
@@ -51,6 +53,9 @@ def main() -> None:
 
     Configuration comes from the environment and from a .env file in the working directory; `.env.example` lists it.
     """
+    # What cannot be used is told by the command, if it needs it: `--help` does not.
+    with suppress(SettingsError):
+        tell_on_terminal(load_settings())
 
 
 COMMANDS = (

@@ -11,6 +11,7 @@ from ops_pipeline.defs.analysis.build import analysis_defs
 from ops_pipeline.defs.checkpoints import checkpoints_defs
 from ops_pipeline.defs.housekeeping import housekeeping_defs
 from ops_pipeline.defs.hypervisor.build import hypervisor_defs
+from ops_pipeline.defs.logs import tell_runs
 from ops_pipeline.defs.maintenance.build import maintenance_defs
 from ops_pipeline.defs.resources import IN_MEMORY, OperationsDatabase
 from ops_pipeline.defs.services import services_defs
@@ -51,3 +52,4 @@ def build_defs(*, database: OperationsDatabase | None = None, **overrides: Any) 
 
 
 defs = build_defs()
+tell_runs(load_settings())

@@ -23,6 +23,7 @@ from ops_pipeline.variables.analysis_worker import AnalysisWorkerVariables
 from ops_pipeline.variables.checkpoints import CheckpointVariables
 from ops_pipeline.variables.deployment import DeploymentVariables
 from ops_pipeline.variables.hypervisor import HypervisorVariables
+from ops_pipeline.variables.logs import LogVariables
 from ops_pipeline.variables.maintenance import MaintenanceVariables
 from ops_pipeline.variables.operations import OperationsVariables
 from ops_pipeline.variables.services import ServiceVariables
@@ -49,6 +50,7 @@ class SettingsError(Exception):
 
 
 class Settings(
+    LogVariables,
     OperationsVariables,
     MaintenanceVariables,
     AnalysisWorkerVariables,

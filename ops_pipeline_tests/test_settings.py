@@ -17,6 +17,8 @@ from ops_pipeline.variables.operations import RUN_RETENTION_DAYS_BY_JOB
 
 SECRET = "geheim"
 DEFAULTS: dict[str, Any] = {
+    "LOG_FORMAT": "text",
+    "DEBUG_CATEGORIES": (),
     "DAGSTER_HOME": Path(".dagster_home"),
     "DATABASE_URL": "",
     "DAGSTER_POSTGRES_URL": "",

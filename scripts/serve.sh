@@ -5,11 +5,13 @@ port=${PORT:-3000}
 bin=$PWD/.venv/bin
 
 "$bin/python" -m ops_pipeline.defs.interrupted
+format=colored
+[ "${LOG_FORMAT:-text}" != json ] || format=json
 echo "Starting http://127.0.0.1:$port (Ctrl-C stops it)"
 "$bin/ops-pipeline" daemon --workspace workspace.yaml --log-level warning &
 daemon=$!
 "$bin/dagster-webserver" --workspace workspace.yaml --host 127.0.0.1 --port "$port" --log-level warning \
-    --dagster-log-level warning &
+    --dagster-log-level warning --log-format "$format" &
 web=$!
 
 # Background processes of a script ignore Ctrl-C: each is told to end, and what they started ends with them.

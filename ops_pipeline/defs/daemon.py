@@ -10,6 +10,7 @@ from dagster._core.storage.runs import SqliteRunStorage
 from dagster._daemon.cli import run_command
 
 from ops_pipeline.operations.fenced import end_with_leader, fence_connections
+from ops_pipeline.operations.logs import tell_on_terminal
 from ops_pipeline.settings import leader_token, load_settings
 
 
@@ -18,8 +19,10 @@ def main() -> None:
     token = leader_token()
     if token is None:
         sys.exit("Start this through `ops-pipeline daemon`, which sees to it that only one daemon works.")
+    settings = load_settings()
+    tell_on_terminal(settings)
     end_with_leader()
-    if load_settings().dagster_postgres_url.get_secret_value():
+    if settings.dagster_postgres_url.get_secret_value():
         fence_connections(token)
     else:
         _refuse_unfenced_storage()

@@ -6,6 +6,7 @@ What belongs here: arguments, printing and exit status.
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 import threading
@@ -44,7 +45,7 @@ def daemon(workspace: Path, log_level: str) -> None:
     _require_home(home)
     stop = stopped_by_signal()
     url = settings.dagster_postgres_url.get_secret_value()
-    sys.exit(lead(lambda: fence_for(home, url), daemon_command(workspace, log_level), stop, _tell))
+    sys.exit(lead(lambda: fence_for(home, url), daemon_command(workspace, log_level, settings.log_format), stop, _tell))
 
 
 @click.command()
@@ -149,4 +150,4 @@ def _require_home(home: Path) -> None:
 
 
 def _tell(line: str) -> None:
-    click.echo(line, err=True)
+    logging.getLogger("ops_pipeline.operations.leader").info(line)

@@ -8,6 +8,7 @@ What belongs here: the two ways in which such a process ends itself.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -18,6 +19,7 @@ from sqlalchemy.pool import Pool
 
 from ops_pipeline.operations.fences import leader, session_name
 
+log = logging.getLogger(__name__)
 FENCED = 70
 """The exit status of a daemon that found another one leading."""
 LEADERLESS = 71
@@ -55,6 +57,6 @@ def end_with_leader() -> None:
 
 
 def _end(status: int, why: str) -> None:
-    print(why, file=sys.stderr, flush=True)
+    log.warning(why)
     # Not an exception: Dagster's threads catch those and go on.
     os._exit(status)

@@ -41,7 +41,8 @@ def prepare_home(settings: Settings, project: Path, first_hour: Callable[[Engine
     home = settings.dagster_home.absolute()
     home.mkdir(parents=True, exist_ok=True)
     engine = connect(settings.operations_url())
-    exports: dict[str, str] = {}
+    # The commands of Dagster read no .env, and are told their format by the script that starts them.
+    exports = {"LOG_FORMAT": settings.log_format}
     try:
         instance = project / "dagster.yaml"
         if engine.dialect.name == "postgresql":

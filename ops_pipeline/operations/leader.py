@@ -113,6 +113,7 @@ def _end(fence: Fence, daemon: subprocess.Popen[bytes]) -> int:
     return 0
 
 
-def daemon_command(workspace: Path, log_level: str) -> list[str]:
-    """The command of the daemon's process."""
-    return [sys.executable, "-m", "ops_pipeline.defs.daemon", "-w", str(workspace), "--log-level", log_level]
+def daemon_command(workspace: Path, log_level: str, log_format: str) -> list[str]:
+    """The command of the daemon's process; `log_format` is that of LOG_FORMAT."""
+    module = [sys.executable, "-m", "ops_pipeline.defs.daemon", "-w", str(workspace), "--log-level", log_level]
+    return [*module, "--log-format", "json" if log_format == "json" else "colored"]

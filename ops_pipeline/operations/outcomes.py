@@ -5,21 +5,26 @@ What belongs here: writing and reading that table.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine, insert, select
 
 from ops_pipeline.database.engine import database_now, writing
+from ops_pipeline.log_fields import fields
 from ops_pipeline.operations.tables import job_outcomes
 from ops_pipeline.reconcile import Outcome
+
+log = logging.getLogger(__name__)
+MOST_REASONS = 20
 
 
 def record_outcome(
     engine: Engine, *, job: str, run_id: str, started_at: datetime, outcome: Outcome, details: Mapping[str, Any]
 ) -> None:
-    """Write the outcome of a run; `details` must be JSON and free of secrets."""
+    """Write and log the outcome of a run; `details` must be JSON and free of secrets."""
     with writing(engine) as connection:
         row = {
             "job": job,
@@ -34,6 +39,23 @@ def record_outcome(
             "details": {"reasons": dict(outcome.reasons), **details},
         }
         connection.execute(insert(job_outcomes), [row])
+    _log(job, run_id, outcome, max(0.0, (datetime.now(UTC) - started_at).total_seconds()))
+
+
+def _log(job: str, run_id: str, outcome: Outcome, seconds: float) -> None:
+    counts = {name: getattr(outcome, name) for name in ("scanned", "changed", "skipped", "failed")}
+    words = ", ".join(f"{count} {name}" for name, count in counts.items())
+    told = fields(
+        event="outcome",
+        job=job,
+        run=run_id,
+        status=outcome.status,
+        **counts,
+        duration_seconds=round(seconds, 3),
+        reasons=dict(sorted(outcome.reasons.items(), key=lambda one: -one[1])[:MOST_REASONS]),
+    )
+    level = logging.WARNING if outcome.failed else logging.INFO
+    log.log(level, "%s: %s, %s in %.1f s.", job, outcome.status, words, seconds, extra=told)
 
 
 def last_details(connection: Connection, job: str) -> dict[str, Any]:

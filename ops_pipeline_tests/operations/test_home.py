@@ -32,7 +32,7 @@ def prepare(home: Path, url: str = "", first: datetime = FIRST, **settings: obje
 
 def test_an_embedded_deployment_gets_dagsters_file_and_its_first_hour(tmp_path: Path) -> None:
     home = tmp_path / "new" / "home"
-    assert prepare(home) == {"MODEL_CALL_STATS_START": "2026-03-03T07:00:00+00:00"}
+    assert prepare(home) == {"LOG_FORMAT": "text", "MODEL_CALL_STATS_START": "2026-03-03T07:00:00+00:00"}
     assert (home / "dagster.yaml").read_text() == (PROJECT / "dagster.yaml").read_text()
 
 
@@ -44,7 +44,7 @@ def test_the_first_hour_is_remembered_when_the_oldest_calls_are_gone(tmp_path: P
 
 def test_a_first_hour_from_the_environment_is_left_to_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MODEL_CALL_STATS_START", "2026-02-01T00:00Z")
-    assert prepare(tmp_path / "home") == {}
+    assert prepare(tmp_path / "home") == {"LOG_FORMAT": "text"}
     assert not (tmp_path / "home" / "model_call_stats_start.json").exists()
 
 
