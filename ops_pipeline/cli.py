@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, NoReturn, TypeVar, get_args
+from typing import NoReturn, TypeVar
 
 import click
 from sqlalchemy import Engine
@@ -36,11 +36,10 @@ from ops_pipeline.operations.logs import tell_on_terminal
 from ops_pipeline.operations.variables import check_variables
 from ops_pipeline.services.commands import services
 from ops_pipeline.settings import Settings, SettingsError, given_variables, load_settings, secret_variable
+from ops_pipeline.usage.commands import usage_command
 from ops_pipeline.usage.hours import floor_hour
 from ops_pipeline.usage.tables import metadata as usage_metadata
 
-Grouping = Literal["model", "user", "app", "provider", "type", "hour", "day"]
-Format = Literal["table", "csv", "json"]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_YEAR = 2999
 Result = TypeVar("Result")
@@ -195,26 +194,6 @@ def demo_machines(*, live: bool) -> None:
             fleet.live(engine, settings.dagster_home, 1, lambda seconds: _ignore(stopped.wait(seconds)), stopped.is_set)
 
 
-@main.command()
-@click.option("--from", "from_", default=None, help="First local day (both ends included), or a date and time.")
-@click.option("--to", default=None, help="Last local day, or a date and time that is not included.")
-@click.option("--by", type=click.Choice(get_args(Grouping)), default="model", help="What to group by.")
-@click.option("--tz", default="UTC", help="The reader's IANA time zone, for example Europe/Berlin.")
-@click.option("--format", "format_", type=click.Choice(get_args(Format)), default="table")
-def usage(from_: str | None, to: str | None, by: Grouping, tz: str, format_: Format) -> None:
-    """Show calls, tokens and credits of a period, exact, from the hourly roll-up."""
-    from ops_pipeline.usage import formats, period, reading  # noqa: PLC0415
-
-    now = datetime.now(UTC)
-    with _operations(make=False) as (_, engine):
-        asked = _argument("--from, --to and --tz", lambda: period.parse_period(from_, to, tz, now))
-        table = reading.usage(engine, asked, by, now=now)
-        click.echo(formats.render(table, format_), nl=False)
-        note = formats.note(table)
-        if note and format_ != "table":
-            click.echo(note, err=True)
-
-
 @main.command("with-home", context_settings={"ignore_unknown_options": True})
 @click.argument("command", nargs=-1, required=True)
 def with_home(command: tuple[str, ...]) -> None:
@@ -347,3 +326,4 @@ def _ignore(_: object) -> None:
 
 
 add_analyzers(main, _has_real_calls, _become)
+main.add_command(usage_command(lambda: _operations(make=False)))

@@ -13,6 +13,7 @@ rows that another claim has locked are skipped, on SQLite one transaction writes
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from functools import cache
@@ -48,7 +49,9 @@ from ops_pipeline.database.clock import seconds_after
 from ops_pipeline.database.expressions import AnyOf, instant_order
 from ops_pipeline.database.turn import take_turn
 from ops_pipeline.database.types import TextList, UtcDateTime
+from ops_pipeline.log_fields import fields
 
+log = logging.getLogger(__name__)
 CLAIMS = "analysis claims"
 NOW, PER_TARGET = bindparam("now", type_=UtcDateTime()), bindparam("per_target", type_=Integer())
 tasks = analysis_tasks.c
@@ -90,6 +93,8 @@ def claim(
     taken = run_telling(connection, statement, {**values, **times, **limits, **told})
     rows = sorted(taken, key=lambda row: (row.claim_order or 0, row.id))
     _start_parents(connection, sorted({row.parent_id for row in rows if row.parent_id}), now)
+    for row in rows:
+        log.debug("Task %s is taken by %s.", row.id, owner, extra=fields(object=row.id, worker=owner))
     return [_task(row, policy) for row in rows]
 
 

@@ -11,6 +11,7 @@ Only whoever has the task may end it: owner and attempt must still match, and wh
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -35,6 +36,7 @@ from ops_pipeline.analysis.tables import (
 )
 from ops_pipeline.database.sent import json_text, sent_rows
 from ops_pipeline.database.types import UtcDateTime
+from ops_pipeline.log_fields import fields
 
 SENT = {
     "id": Text(),
@@ -47,6 +49,7 @@ SENT = {
     "waits": Integer(),
     "summary": JSON(),
 }
+log = logging.getLogger(__name__)
 tasks = analysis_tasks.c
 
 
@@ -77,6 +80,10 @@ def finish(
         return {}
     endings = [(result, ending_of(result, policy, now, jitter())) for result in results]
     written = _write(connection, owner, endings, now)
+    for task in written:
+        log.debug(
+            "Task %s is %s.", task.id, task.status, extra=fields(object=task.id, status=task.status, worker=owner)
+        )
     ended = [task for task in written if task.status in TERMINAL]
     _judge_services(connection, results, {task.id for task in written}, policy, now)
     follow(connection, [Ended(task.id, task.parent_id, task.pipeline_id) for task in ended], now)

@@ -12,6 +12,7 @@ What belongs here: these steps. What does not: which rows, and how they are dele
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,9 @@ from ops_pipeline.archives.manifest import Manifest, folder_of, new_id, read_man
 from ops_pipeline.archives.store import Store, open_store, remove_folder
 from ops_pipeline.archives.writing import ArchiveWriter
 from ops_pipeline.database.engine import database_now, reading
+from ops_pipeline.log_fields import fields
 
+log = logging.getLogger(__name__)
 LeftOut = Mapping[str, Sequence[Any]]
 """By table, the keys of archived rows that stay in the database."""
 
@@ -62,7 +65,9 @@ def archive(
     except Exception:
         give_up(engine, store, kind, archive_id, tables.WRITING)
         raise
-    tables.move(engine, archive_id, tables.WRITING, tables.WRITTEN, sum(manifest.rows.values()))
+    rows = sum(manifest.rows.values())
+    tables.move(engine, archive_id, tables.WRITING, tables.WRITTEN, rows)
+    log.debug("Archive %s: %d rows, %s", archive_id, rows, reason, extra=fields(object=archive_id, reason=reason))
     return manifest
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import heapq
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
@@ -24,8 +25,10 @@ from ops_pipeline.checkpoints.policy import DAY, ERASED, KEPT, ORPHANS, WHOLE, P
 from ops_pipeline.checkpoints.removal import Remover, batches, expirable
 from ops_pipeline.checkpoints.scanning import pages, size_of
 from ops_pipeline.checkpoints.values import read_ages
+from ops_pipeline.log_fields import tell_changes
 from ops_pipeline.reconcile import Change, Plan, SafetyLimit
 
+log = logging.getLogger(__name__)
 NO_CHECKPOINT = "orphans, and no checkpoint anywhere"
 TOLD_EVERY_SECONDS = 5.0
 EXAMPLES = 50
@@ -138,6 +141,7 @@ def sweep(
         else:
             with only_sweep(store, clock) as keep:
                 sweeper.run(keep)
+    tell_changes(log, swept.changes)
     return swept
 
 

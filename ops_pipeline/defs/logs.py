@@ -37,7 +37,7 @@ def _console(settings: Settings) -> LoggerDefinition:
         made = logging.Logger(context.logger_config["name"], logging.DEBUG)
         terminal = Terminal()
         terminal.setFormatter(Lines(settings, of_run))
-        least = logging.getLevelName(context.logger_config["log_level"])
+        least = logging.getLevelNamesMapping()[context.logger_config["log_level"].upper()]
         # What Dagster tells has a level; of ours, whatever comes here was asked for.
         terminal.addFilter(lambda record: record.levelno >= least or _event(record) is None)
         made.addHandler(terminal)

@@ -20,6 +20,7 @@ What belongs here: starting the process, and typed answers. What does not: what 
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import signal
@@ -34,6 +35,7 @@ from typing import Any
 from ops_pipeline.hypervisor.explaining import late_text, shown
 from ops_pipeline.hypervisor.hosts import Host
 from ops_pipeline.hypervisor.look import ITEM, PROBLEM, RESULT, Question, Request, Returned
+from ops_pipeline.log_fields import fields
 from ops_pipeline.reconcile import Unavailable
 
 AT_ONCE = 64
@@ -109,6 +111,13 @@ def ask_hosts(
     returned = _ask(Request(tuple(asked), deadline_seconds, at_once), longest_seconds) if asked else []
     found = {one.host_id: one for one in returned}
     return {host.id: _answer(host, found.get(host.id), deadline_seconds, variable) for host in hosts}
+
+
+def tell_answers(log: logging.Logger, answers: Mapping[str, Answer]) -> None:
+    """Tell each host that was looked at, as a detail of the log."""
+    for host, one in answers.items():
+        known = fields(host=host, reason=one.problem, duration_seconds=round(one.seconds, 3))
+        log.debug("Host %s %s.", host, f"gave no answer: {one.problem}" if one.problem else "answered", extra=known)
 
 
 def _ask(request: Request, longest_seconds: float) -> list[Returned]:

@@ -55,7 +55,7 @@ def _log(job: str, run_id: str, outcome: Outcome, seconds: float) -> None:
         reasons=dict(sorted(outcome.reasons.items(), key=lambda one: -one[1])[:MOST_REASONS]),
     )
     level = logging.WARNING if outcome.failed else logging.INFO
-    log.log(level, "%s: %s, %s in %.1f s.", job, outcome.status, words, seconds, extra=told)
+    log.log(level, "Outcome: %s, %s in %.1f s.", outcome.status, words, seconds, extra=told)
 
 
 def last_details(connection: Connection, job: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ What belongs here: the sequence. The rules are in `states` and `recovery`, SQL i
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from datetime import datetime
 from sqlalchemy import Engine
 
 from ops_pipeline.database.engine import database_now, reading
+from ops_pipeline.log_fields import fields
 from ops_pipeline.reconcile import Change, Outcome, Plan
 from ops_pipeline.services.actions import Done, restart, secrets_of
 from ops_pipeline.services.looks import Variable, look_at_all
@@ -42,6 +44,7 @@ from ops_pipeline.services.store import (
     told_since,
 )
 
+log = logging.getLogger(__name__)
 LOOKS_IN_GRACE = 10
 SHORTEST_PAUSE = 0.2
 LONGEST_PAUSE = 60.0
@@ -138,7 +141,19 @@ def check_services(registry: Registry, watch: Watch) -> Checked:
             restarts += done
     with reading(watch.engine) as connection:
         states = read_states(connection)
+    _tell(looks, decisions)
     return Checked(looks, tuple(events), tuple(decisions), tuple(restarts), states)
+
+
+def _tell(looks: Mapping[str, Look], decisions: Sequence[Decision]) -> None:
+    """Each look and each decision, as a detail of the log."""
+    for name, one in looks.items():
+        seconds = None if one.latency_ms is None else round(one.latency_ms / 1000, 3)
+        known = fields(object=name, found=one.found, reason=one.reason, duration_seconds=seconds)
+        log.debug("%s: %s %s", name, one.found, one.reason, extra=known)
+    for decision in decisions:
+        known = fields(object=decision.service.name, action=decision.action, reason=decision.reason)
+        log.debug("%s: %s, because %s", decision.service.name, decision.action, decision.reason, extra=known)
 
 
 def _told(decisions: Sequence[Decision], states: Mapping[str, State], watch: Watch) -> list[Event]:

@@ -6,6 +6,7 @@ do is decided in `hours` and `late`.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from ops_pipeline.database.engine import database_now, rewriting
 from ops_pipeline.database.errors import Conflict, DatabaseProblem, Unreachable
 from ops_pipeline.database.replace import Replaced, insert_rows, replace_rows, upsert
 from ops_pipeline.database.retry import despite_conflicts
+from ops_pipeline.log_fields import fields
 from ops_pipeline.usage.attempts import attempted, begin_attempt, forgive_attempt, record_failures
 from ops_pipeline.usage.hours import Window, chunks_of, hour_text, windows_of
 from ops_pipeline.usage.statements import (
@@ -41,6 +43,7 @@ from ops_pipeline.usage.tables import (
 )
 from ops_pipeline.usage.watermarks import pruned_before
 
+log = logging.getLogger(__name__)
 SHRINK_SHARE = 2
 """An hour whose calls became fewer than 1/2 of what was counted before is taken for pruned, not for corrected."""
 TOP_MODELS = 10
@@ -143,7 +146,19 @@ def aggregate(engine: Engine, hours: Iterable[datetime], policy: Policy) -> Iter
             raise
         if not policy.dry_run:
             despite_conflicts(record_failures, engine, {one.hour: one.error for one in result.failures})
-        yield ChunkResult(window, result.hours, result.failures, result.replaced, time.perf_counter() - started)
+        done = replace(result, window=window, seconds=time.perf_counter() - started)
+        _tell(done)
+        yield done
+
+
+def _tell(chunk: ChunkResult) -> None:
+    """Each transaction as a detail of the log, and each hour that failed."""
+    period = f"{chunk.window.start:%Y-%m-%dT%H:%MZ} to {chunk.window.end:%Y-%m-%dT%H:%MZ}"
+    known = fields(object=period, hours=len(chunk.hours), duration_seconds=round(chunk.seconds, 3))
+    log.debug("%s: %d hours aggregated in %.2f s.", period, len(chunk.hours), chunk.seconds, extra=known)
+    for one in chunk.failures:
+        hour = f"{one.hour:%Y-%m-%dT%H:%MZ}"
+        log.debug("%s: not aggregated: %s", hour, one.error, extra=fields(object=hour, reason=one.error))
 
 
 def _halving(engine: Engine, window: Window, policy: Policy) -> ChunkResult:

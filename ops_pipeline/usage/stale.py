@@ -6,6 +6,7 @@ afterwards all the same wins, and the hour follows through the late-data path.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,10 +18,12 @@ from sqlalchemy import ColumnElement, Connection, Engine, and_, case, func, lite
 
 from ops_pipeline.database.engine import database_now, writing
 from ops_pipeline.database.expressions import instant_order, is_any_of, readable_instant, within_hours
+from ops_pipeline.log_fields import fields
 from ops_pipeline.reconcile import Change, Outcome, Plan
 from ops_pipeline.usage.hours import HOUR, floor_hour
 from ops_pipeline.usage.tables import model_calls
 
+log = logging.getLogger(__name__)
 TIMEOUT_TEXT = "Timeout: Processing exceeded "
 """The beginning of `error_reason`. The database clears such a text when the call succeeds after all."""
 RECENT = timedelta(hours=1)
@@ -205,6 +208,8 @@ def fail_stale(engine: Engine, cutoff: datetime, policy: StalePolicy) -> Cleaned
             examples += [StaleCall(*call) for call in calls[: EXAMPLES - len(examples)]]
             oldest = oldest or calls[0][4]
             after = calls[-1][4]
+            known = fields(object="model_calls", changed=len(calls), duration_seconds=round(seconds, 3))
+            log.debug("%d stale calls failed in %.2f s.", len(calls), seconds, extra=known)
         if len(calls) < size:
             return Cleaned(counts, oldest, tuple(examples), batches, longest)
         size = next_batch(size, seconds)

@@ -5,6 +5,7 @@ What belongs here: writing and reading `maintenance_passes`.
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 from typing import Any
 
@@ -12,8 +13,10 @@ from sqlalchemy import Engine, insert, select
 
 from ops_pipeline.analysis.maintenance.tables import maintenance_passes
 from ops_pipeline.database.engine import database_now, reading, writing
+from ops_pipeline.log_fields import fields, tell_changes
 from ops_pipeline.passes import Report
 
+log = logging.getLogger(__name__)
 COUNTS = ("scanned", "changed", "skipped", "failed", "left_over")
 LONGEST_ERROR = 4_000
 
@@ -38,6 +41,10 @@ def record_pass(engine: Engine, run_id: str, report: Report, started_at: datetim
             "details": {"kept": dict(report.kept), "planned": report.planned, "off": report.skipped, **report.facts},
         }
         connection.execute(insert(maintenance_passes), [row])
+    known = {name: row[name] for name in ("status", *COUNTS)}
+    words = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in known.items() if name != "status")
+    log.debug("%s: %s, %s", report.name, report.status, words, extra=fields(object=report.name, **known))
+    tell_changes(log, report.changes)
 
 
 def read_passes(engine: Engine, run_id: str) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ What belongs here: their result, and applying in bounded transactions.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,8 +15,10 @@ from sqlalchemy import Connection, Engine
 
 from ops_pipeline.database.engine import database_now, writing
 from ops_pipeline.database.retry import despite_conflicts
+from ops_pipeline.log_fields import tell_changes
 from ops_pipeline.reconcile import Outcome, Plan, count_reasons
 
+log = logging.getLogger(__name__)
 BATCH = 500
 """Rows are locked until their batch commits, and a worker that ends one of them waits so long."""
 MOST = 20_000
@@ -55,6 +58,7 @@ def applied(
     changed = 0
     for start in range(0, len(items), BATCH):
         changed += despite_conflicts(_write, engine, items[start : start + BATCH], write)
+    tell_changes(log, plan.changes)
     reasons = {**count_reasons(plan.changes), **plan.kept}
     skipped = len(plan.changes) - changed
     return Recovered(plan, Outcome(plan.scanned, changed, plan.unchanged, skipped, reasons=reasons))

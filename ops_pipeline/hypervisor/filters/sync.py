@@ -6,6 +6,7 @@ to libvirt are in `live`.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +24,11 @@ from ops_pipeline.hypervisor.filters.orphans import orphan_key
 from ops_pipeline.hypervisor.filters.plan import FilterPolicy, HostPlan, check_structure, plan_host
 from ops_pipeline.hypervisor.filters.store import Wanted, read_names, read_wanted, remember_orphans
 from ops_pipeline.hypervisor.hosts import Host, read_hosts
-from ops_pipeline.hypervisor.looking import Answer, ask_hosts
+from ops_pipeline.hypervisor.looking import Answer, ask_hosts, tell_answers
+from ops_pipeline.log_fields import fields
 from ops_pipeline.reconcile import Change, Outcome
 
+log = logging.getLogger(__name__)
 LIVE = "ops_pipeline.hypervisor.filters.live"
 
 
@@ -153,6 +156,7 @@ def look(firewall: Firewall) -> Looked:
         # What is wanted is made of its rows while the hosts answer; afterwards only the rows are read once more.
         reader = background.submit(read_wanted, firewall.engine, firewall.policy.prefix)
         answers = ask_hosts(hosts, f"{LIVE}:look_at_filters", deadline_seconds=firewall.look_seconds)
+    tell_answers(log, answers)
     return replace(_looked(hosts, answers), early=reader.result())
 
 
@@ -192,6 +196,9 @@ def apply(firewall: Firewall, planned: Planned) -> Synced:
         steps[host_id] = (*steps.get(host_id, ()), *answer.items)
         if answer.problem:
             problems[host_id] = answer.problem
+        for step in answer.items:
+            known = fields(host=host_id, object=step.name, reason=step.reason)
+            log.debug("%s: %s %s %s", host_id, step.name, step.what, step.reason, extra=known)
     for host_id, one in planned.hosts.items():
         if one.orphans or planned.wanted.orphans.get(host_id):
             _remember(firewall, host_id, one, steps.get(host_id, ()))

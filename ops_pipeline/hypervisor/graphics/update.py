@@ -5,6 +5,7 @@ What belongs here: the order of things. What does not: rules (`inventory`, `comp
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,13 +29,15 @@ from ops_pipeline.hypervisor.graphics.inventory import plan_host
 from ops_pipeline.hypervisor.graphics.look import LOOK
 from ops_pipeline.hypervisor.graphics.store import Written, read_assignments, read_gpus, write_plan
 from ops_pipeline.hypervisor.hosts import Host, Seen, mark_hosts, read_hosts
-from ops_pipeline.hypervisor.looking import ask_hosts
+from ops_pipeline.hypervisor.looking import ask_hosts, tell_answers
 from ops_pipeline.hypervisor.machines.domains import Domain as NamedDomain
 from ops_pipeline.hypervisor.machines.matching import MachineRow, Matches, match
 from ops_pipeline.hypervisor.machines.rules import GROUPS, Group
 from ops_pipeline.hypervisor.machines.store import read_machines
+from ops_pipeline.log_fields import tell_changes
 from ops_pipeline.reconcile import Change, Outcome, Plan, SafetyLimit, count_reasons
 
+log = logging.getLogger(__name__)
 RESTING = frozenset(name for name, group in GROUPS.items() if group in {Group.DOWN, Group.ENDED, Group.ERROR})
 FORMING = frozenset(name for name, group in GROUPS.items() if group in {Group.TRANSITION, Group.LOCK})
 NEVER = timedelta.max
@@ -147,6 +150,7 @@ def look(setup: GraphicsSetup) -> GraphicsSeen:
         hosts = read_hosts(connection, setup.local_uri)
         looked_at = database_now(connection)
     answers = ask_hosts(hosts, LOOK, deadline_seconds=setup.deadline_seconds)
+    tell_answers(log, answers)
     with reading(setup.engine) as connection:
         return GraphicsSeen(
             hosts=hosts,
@@ -228,6 +232,7 @@ def apply(setup: GraphicsSetup, planned: GraphicsPlan) -> Written:
     written = Written()
     for one in planned.hosts:
         written += write_plan(setup.engine, one)
+        tell_changes(log, _changes(one))
     return written
 
 

@@ -5,6 +5,7 @@ What belongs here: the order of things. What does not: rules (`rules`, `plans`) 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +14,14 @@ from sqlalchemy import Engine
 
 from ops_pipeline.database.engine import database_now, reading, writing
 from ops_pipeline.hypervisor.hosts import Host, Seen, hosts_due, mark_hosts, read_hosts, was_restarted
-from ops_pipeline.hypervisor.looking import Answer, ask_hosts
+from ops_pipeline.hypervisor.looking import Answer, ask_hosts, tell_answers
 from ops_pipeline.hypervisor.machines.domains import LOOK
 from ops_pipeline.hypervisor.machines.plans import Limits, Observed, StatusPlan, plan_statuses
 from ops_pipeline.hypervisor.machines.store import read_machines, write_changes, write_observations
+from ops_pipeline.log_fields import tell_changes
 from ops_pipeline.reconcile import Outcome, count_reasons
 
+log = logging.getLogger(__name__)
 SECOND_LOOK_SECONDS = 5.0
 """The pause before a second look at hosts where too much went down at once."""
 
@@ -63,6 +66,7 @@ def look(scene: Scene, wanted: Callable[[Host], bool] | None = None) -> Observed
     asked = [host for host in hosts if wanted is None or wanted(host)]
     answers = {host.id: Answer(host.id, problem=host.reason or "not asked") for host in hosts}
     answers |= _ask(scene, asked)
+    tell_answers(log, answers)
     with reading(scene.engine) as connection:
         machines = read_machines(connection)
     facts = {host: answer.facts for host, answer in answers.items() if not answer.problem}
@@ -108,6 +112,7 @@ def apply_changes(scene: Scene, seen: Observed, planned: StatusPlan) -> Applied:
     """Write the changes of a plan only: no observation of other machines, and nothing about hosts."""
     changes = [change.write for change in planned.changes]
     done = write_changes(scene.engine, changes, seen.looked_at) if changes else set()
+    tell_changes(log, [change.as_change() for change in planned.changes])
     return Applied(len(done), len(changes) - len(done))
 
 
