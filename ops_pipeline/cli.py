@@ -31,7 +31,6 @@ from ops_pipeline.database.types import parse_instant
 from ops_pipeline.operations.alerts.commands import alerts
 from ops_pipeline.operations.checks import check_deployment
 from ops_pipeline.operations.commands import daemon, health, metrics, stopped_by_signal
-from ops_pipeline.operations.commands import daemon, health, metrics
 from ops_pipeline.operations.logs import tell_on_terminal
 from ops_pipeline.operations.variables import check_variables
 from ops_pipeline.services.commands import services
