@@ -127,7 +127,9 @@ def test_variables_that_yaml_files_name_may_be_files_too_and_check_tells_of_bad_
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: Path
 ) -> None:
     services = tmp_path / "services.yaml"
-    services.write_text("services:\n  - {name: cache, recovery: none, check: {kind: redis, url_env: CACHE_URL}}\n")
+    services.write_text(
+        "services:\n  - {name: cache, description: Cache., recovery: none, check: {kind: redis, url_env: CACHE_URL}}\n"
+    )
     monkeypatch.setenv("SERVICES_FILE", str(services))
     monkeypatch.setenv("CACHE_URL_FILE", str(file))
     assert secret_variable("CACHE_URL") == SecretStr(SECRET)
