@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -357,8 +358,6 @@ def test_a_host_whose_uptime_fell_is_looked_at_twice_and_then_believed(engine: E
     assert (made.changes, len(made.held)) == ((), 10)
     fresh = {"local": seen.facts["local"]._replace(uptime_seconds=60)}
     (host,) = seen.hosts
-    from dataclasses import replace
-
     known = replace(host, uptime_seconds=90_000, last_seen_at=seen.looked_at - timedelta(minutes=2))
     after_restart = replace(seen, facts=fresh, hosts=[known])
     slept: list[float] = []
@@ -370,6 +369,20 @@ def test_a_host_whose_uptime_fell_is_looked_at_twice_and_then_believed(engine: E
 
     agreed = plan(where, after_restart, start_them)
     assert agreed.changes == ()
+
+
+def test_a_guest_that_starts_with_its_host_does_not_contradict_the_others_being_down(
+    engine: Engine, tmp_path: Path
+) -> None:
+    """One machine that had come up kept all the others from being believed after a restart."""
+    running(engine, 10)
+    add_machines(engine, {"id": "auto", "status": "off"})
+    where = scene(engine, fleet(tmp_path / "f.xml", [*many(10, OFF), TestDomain("auto", ON)]))
+    seen, _ = planned(where)
+    facts = {"local": seen.facts["local"]._replace(uptime_seconds=60)}
+    known = replace(seen.hosts[0], uptime_seconds=90_000, last_seen_at=seen.looked_at - timedelta(minutes=2))
+    made = plan(where, replace(seen, facts=facts, hosts=[known]), lambda _seconds: None)
+    assert (len(made.changes), made.problems) == (11, {})
 
 
 def test_the_platforms_word_for_down_is_a_setting(engine: Engine, tmp_path: Path) -> None:

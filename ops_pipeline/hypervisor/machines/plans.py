@@ -20,6 +20,7 @@ from ops_pipeline.hypervisor.machines.rules import (
     Policy,
     alert_of,
     group_of,
+    is_quiet,
     judge,
     observed,
 )
@@ -181,6 +182,7 @@ class _Draft:
 
     def __init__(self, seen: Observed, limits: Limits, *, everything_asked: bool) -> None:
         self.looked_at = seen.looked_at
+        self.stale_at = seen.looked_at - limits.refresh
         self.limits = limits
         self.everything_asked = everything_asked
         self.changes: list[PlannedChange] = []
@@ -197,7 +199,10 @@ class _Draft:
             if row.internal_name and row.internal_name != domain.name:
                 words = f"its domain is called {domain.name!r}, not {row.internal_name!r}"
                 self.findings.append(Finding("renamed", row.host, row.label, words))
-            self.judge(row, state, reason, 0)
+            if is_quiet(row.status, state, reason):
+                self.note(row, state, reason, 0)
+            else:
+                self.judge(row, state, reason, 0)
         for row in matches.missing:
             # On a host that does not answer it may run after all: it is not counted as missing.
             looks = row.missing_looks
@@ -227,8 +232,8 @@ class _Draft:
 
     def note(self, row: MachineRow, state: str, reason: str, looks: int) -> None:
         """Plan to write what was seen, if it is new or the time of it is due."""
-        same = (state, reason, looks) == (row.observed_state, row.observed_reason, row.missing_looks)
-        if same and row.observed_at is not None and self.looked_at - row.observed_at < self.limits.refresh:
+        same = state == row.observed_state and reason == row.observed_reason and looks == row.missing_looks
+        if same and row.observed_at is not None and row.observed_at > self.stale_at:
             return
         self.seen.append(Observation(row.id, state, reason, looks))
 

@@ -190,6 +190,7 @@ class Verdict:
 NOTHING = Verdict()
 
 
+@cache
 def observed(state: int, reason: int) -> tuple[str, str]:
     """The numbers of libvirt in words; an unknown reason is empty."""
     word = STATES.get(state, UNKNOWN)
@@ -231,6 +232,12 @@ def alert_of(status: str, state: str, reason: str) -> str:
 @cache
 def _act(status: str, state: str, reason: str) -> Act:
     return TABLE[group_of(status)][meaning_of(state, reason)]
+
+
+@cache
+def is_quiet(status: str, state: str, reason: str) -> bool:
+    """Whether nothing follows from a pair at any age: what all machines but a few are, and told at the least cost."""
+    return _act(status, state, reason) is Act.KEEP and not alert_of(status, state, reason)
 
 
 def judge(

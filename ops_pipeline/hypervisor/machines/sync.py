@@ -97,7 +97,12 @@ def plan(scene: Scene, seen: Observed, sleep: Callable[[float], None]) -> Status
     sleep(SECOND_LOOK_SECONDS)
     again = {host: answer.facts for host, answer in _ask(scene, restarted).items() if not answer.problem}
     second = plan_statuses(replace(seen, facts={**seen.facts, **again}), scene.limits, again)
-    agreed = all(change.write.observation.id in first.held for change in second.changes if change.host in again)
+    agreed = all(
+        change.write.observation.id in first.held
+        for change in second.changes
+        # What has come up since, as guests that start with their host do, contradicts nothing.
+        if change.host in again and change.goes_down
+    )
     return second if agreed else first
 
 
