@@ -17,6 +17,7 @@ from ops_pipeline.hypervisor.machines.sync import Applied
 from ops_pipeline.hypervisor.tables import hypervisor_hosts, machines
 from ops_pipeline_tests.hypervisor.libvirt_servers import LibvirtServer, guest_xml
 from ops_pipeline_tests.hypervisor.scenes import add_host, add_machines, kinds, passed, rows_of, scene, statuses
+from ops_pipeline_tests.servers import wait_until
 
 pytestmark = pytest.mark.xdist_group("libvirtd")
 
@@ -203,3 +204,69 @@ def test_the_process_that_looks_may_not_change_anything(libvirtd: LibvirtServer)
     with pytest.raises(libvirt.libvirtError, match="read only"):
         connection.lookupByName("guest").destroy()
     connection.close()
+
+
+def boot_disk(code: str, size: int = 0) -> bytes:
+    """A disk whose boot sector runs `code`, in hexadecimal digits."""
+    return bytes.fromhex(code).ljust(510, b"\0") + b"\x55\xaa" + bytes(size)
+
+
+def disk_xml(path: Path) -> str:
+    driver = "<driver name='qemu' type='raw' error_policy='stop'/>"
+    return f"<disk type='file' device='disk'>{driver}<source file='{path}'/><target dev='hda' bus='ide'/></disk>"
+
+
+SUSPEND = "ba0406b80024efebfe"
+"""mov dx, 0x604; mov ax, 0x2400; out dx, ax; jmp $: the ACPI way to sleep."""
+WRITE = "b80103bb007cb90140ba8000cd13ebf0"
+"""mov ax, 0x301; mov bx, 0x7c00; mov cx, 0x4001; mov dx, 0x80; int 0x13; jmp start: write far behind on the disk."""
+
+
+def until_state(guest: libvirt.virDomain, state: int) -> None:
+    wait_until(lambda: guest.state()[0] == state, 60, f"the guest to be in state {state}")
+
+
+def test_a_guest_that_sleeps_is_suspended_until_it_is_woken(
+    engine: Engine, libvirtd: LibvirtServer, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").write_bytes(boot_disk(SUSPEND, 65_024))
+    xml = guest_xml("guest", devices=[disk_xml(tmp_path / "disk")])
+    able = "<features><acpi/></features><pm><suspend-to-mem enabled='yes'/></pm><devices>"
+    with libvirtd.connection() as connection:
+        guest = connection.defineXML(xml.replace("<devices>", able))
+        guest.create()
+        add_machines(engine, {"id": "guest", "uuid": guest.UUIDString(), "status": "running"})
+        where = scene(engine, libvirtd.uri)
+        until_state(guest, libvirt.VIR_DOMAIN_PMSUSPENDED)
+        made, _ = passed(where)
+        assert (observed(engine), kinds(made)) == (("suspended", "pmsuspended", ""), [])
+        guest.pMWakeup()
+        until_state(guest, libvirt.VIR_DOMAIN_RUNNING)
+        passed(where)
+        assert observed(engine)[:2] == ("running", "running")
+
+
+def test_a_guest_whose_storage_is_full_is_an_alert_until_it_is_resumed(
+    engine: Engine, libvirtd: LibvirtServer, tmp_path: Path
+) -> None:
+    """QEMU pauses a guest whose write fails; nobody looked, and the machine was taken for stopped."""
+    full = tmp_path / "full"
+    full.mkdir()
+    (tmp_path / "disk").write_bytes(boot_disk(WRITE))
+    libvirtd.run("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(full))
+    fill = f"cp {tmp_path}/disk {full}/disk && truncate -s 64M {full}/disk && cat /dev/zero > {full}/rest"
+    libvirtd.run("sh", "-c", fill, check=False)
+    with libvirtd.connection() as connection:
+        guest = connection.defineXML(guest_xml("guest", devices=[disk_xml(full / "disk")]))
+        guest.create()
+        add_machines(engine, {"id": "guest", "uuid": guest.UUIDString(), "status": "running"})
+        where = scene(engine, libvirtd.uri)
+        until_state(guest, libvirt.VIR_DOMAIN_PAUSED)
+        made, _ = passed(where)
+        assert (observed(engine), kinds(made)) == (("suspended", "paused", "io_error"), [("alert", "guest")])
+        libvirtd.run("rm", f"{full}/rest")
+        guest.resume()
+        made, _ = passed(where)
+        assert (observed(engine), kinds(made)) == (("running", "running", "unpaused"), [])
+        guest.destroy()
+    libvirtd.run("umount", str(full))
