@@ -107,7 +107,8 @@ def _change(scene: Scene, assignment: Assignment) -> AssignmentChange | None:
     if not address:
         return None
     if machine is None:
-        gone = not _may_still_run(scene, assignment, address)
+        # A platform that has GPUs given away and not one machine is one whose rows are being restored.
+        gone = bool(scene.records.machines) and not _may_still_run(scene, assignment, address)
         return AssignmentChange(CLEAR, assignment, None, "its machine is gone", None) if gone else None
     if machine.host_id != scene.records.host_id:
         # What runs on another host is that host's to judge.

@@ -49,6 +49,7 @@ from ops_pipeline_tests.usage.calls import NOON, examples
 OF_WEB = known(gpu(A), ASSIGNED, "of web")
 PART = "c2177883-f1bb-47f0-914d-32a22e3a8804"
 OTHER_PART = "11111111-f1bb-47f0-914d-32a22e3a8804"
+BYSTANDER = machine("bystander", "off")
 
 
 def told(made: HostPlan) -> list[tuple[str, str]]:
@@ -60,7 +61,7 @@ def told(made: HostPlan) -> list[tuple[str, str]]:
 
 
 def test_an_assignment_of_a_machine_that_is_gone_is_cleared() -> None:
-    made = plan(found([gpu()]), [OF_WEB], [given("web")])
+    made = plan(found([gpu()]), [OF_WEB], [given("web")], [BYSTANDER])
     assert told(made) == [("clear", "its machine is gone")]
     # In the same pass its GPU is available again.
     assert (states(made), made.conflicts) == ({A: AVAILABLE}, ())
@@ -69,7 +70,7 @@ def test_an_assignment_of_a_machine_that_is_gone_is_cleared() -> None:
 @pytest.mark.parametrize("active", [True, False])
 def test_a_machine_whose_row_is_gone_but_whose_domain_is_there_keeps_its_gpu(*, active: bool) -> None:
     """QEMU outlived the row, and the GPU was handed out a second time under its feet."""
-    made = plan(found([gpu()], domain("web", A, active=active)), [OF_WEB], [given("web")])
+    made = plan(found([gpu()], domain("web", A, active=active)), [OF_WEB], [given("web")], [BYSTANDER])
     assert (made.assignments, states(made)) == ((), {A: ASSIGNED} if states(made) else {})
     state = "running" if active else "defined"
     assert texts(made) == [
@@ -80,12 +81,18 @@ def test_a_machine_whose_row_is_gone_but_whose_domain_is_there_keeps_its_gpu(*, 
 
 def test_a_domain_named_like_the_machine_that_is_gone_keeps_it_too() -> None:
     there = replace(domain("web"), uuid="id-of-web")
-    assert plan(found([gpu()], there), [OF_WEB], [given("web")]).assignments == ()
+    assert plan(found([gpu()], there), [OF_WEB], [given("web")], [BYSTANDER]).assignments == ()
 
 
 def test_nothing_is_cleared_while_a_domain_cannot_be_read() -> None:
     look = found([gpu()], unreadable_domains=(("web", "odd"),))
-    assert plan(look, [OF_WEB], [given("web")]).assignments == ()
+    assert plan(look, [OF_WEB], [given("web")], [BYSTANDER]).assignments == ()
+
+
+def test_nothing_is_cleared_while_the_platform_has_no_machines_at_all() -> None:
+    """Rows of machines that are being restored are not machines that are gone."""
+    made = plan(found([gpu()]), [OF_WEB], [given("web")])
+    assert (made.assignments, len(made.conflicts)) == ((), 1)
 
 
 def test_an_assignment_goes_after_enough_scans_without_its_gpu_while_the_machine_is_off() -> None:
