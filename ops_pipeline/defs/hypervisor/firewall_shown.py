@@ -22,6 +22,8 @@ CHECKS = {
     WIDER: "No filter blocks over IPv4 what nothing blocks over IPv6.",
 }
 NOTHING_TO_LOOK_AT = "No hypervisor is known: set LIBVIRT_URI, or write rows of hypervisor_hosts."
+ALL_WELL = "All is well."
+UNABLE = "libvirt's driver of the host knows no network filters"
 SHOWN = 10
 KEPT_DETAILS = 1000
 
@@ -63,6 +65,8 @@ def host_table(synced: Synced) -> MetadataValue:
     for host in synced.planned.looked.hosts:
         plan, steps = synced.planned.hosts.get(host.id), synced.steps.get(host.id, ())
         problem = synced.planned.looked.unreachable.get(host.id) or synced.problems.get(host.id, "")
+        look = synced.planned.looked.looks.get(host.id)
+        problem = UNABLE if look is not None and not look.supported else problem
         what = Counter(step.what for step in steps)
         rows.append(
             (
@@ -83,19 +87,21 @@ def check_results(planned: Planned, failures: Sequence[str]) -> dict[str, AssetC
     """The results of the three checks."""
     lacking = [f"{machine} on {host_id}: {why}" for host_id, machine, why in _lacking(planned)]
     wider = [f"{planned.wanted.desired.labels[name]} ({name}): {why}" for name, why in planned.wider.items()]
+    unable = [host_id for host_id, look in planned.looked.looks.items() if not look.supported]
+    fine = f"Nothing to look at on {', '.join(unable[:SHOWN])}: {UNABLE}." if unable else ALL_WELL
     return {
-        IN_SYNC: _result(failures, "problems", AssetCheckSeverity.ERROR),
-        CARRIED: _result(lacking, "machines", AssetCheckSeverity.ERROR),
+        IN_SYNC: _result(failures, "problems", AssetCheckSeverity.ERROR, fine),
+        CARRIED: _result(lacking, "machines", AssetCheckSeverity.ERROR, fine),
         WIDER: _result(wider, "filters", AssetCheckSeverity.WARN),
     }
 
 
-def _result(found: Sequence[str], word: str, severity: AssetCheckSeverity) -> AssetCheckResult:
+def _result(found: Sequence[str], word: str, severity: AssetCheckSeverity, fine: str = ALL_WELL) -> AssetCheckResult:
     more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return AssetCheckResult(
         passed=not found,
         severity=severity,
-        description=f"{len(found)} {word}: {'; '.join(found[:SHOWN])}{more}." if found else "All is well.",
+        description=f"{len(found)} {word}: {'; '.join(found[:SHOWN])}{more}." if found else fine,
         metadata={word: len(found)},
     )
 

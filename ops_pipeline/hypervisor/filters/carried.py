@@ -40,6 +40,9 @@ class Link:
 
 def uncarried(look: FilterLook, links: Iterable[Link]) -> dict[str, str]:
     """What is wrong with the filters of the machines of one host, in words, by machine."""
+    if not look.supported:
+        # Nothing can be looked at there; that is not to say that all is well.
+        return {} if look.pretends else {link.machine: _nowhere(link) for link in links}
     by_name = {guest.name: guest for guest in look.guests}
     by_uuid = {guest.uuid: guest for guest in look.guests}
     grouped: dict[str, list[Link]] = defaultdict(list)
@@ -49,11 +52,16 @@ def uncarried(look: FilterLook, links: Iterable[Link]) -> dict[str, str]:
     for machine, theirs in sorted(grouped.items()):
         own = [link for link in theirs if not link.department] or theirs
         guest = by_uuid.get(own[0].uuid.lower()) or by_name.get(own[0].domain)
-        if guest is not None and look.supported:
+        if guest is not None:
             problems = _problems(guest, own, look.bindings)
             if problems:
                 found[machine] = "; ".join(problems)
     return found
+
+
+def _nowhere(link: Link) -> str:
+    name = link.filter or "a filter that the database does not have"
+    return f"it should carry {name}, but libvirt's driver of its host knows no network filters"
 
 
 def _problems(guest: Guest, links: Sequence[Link], bindings: Mapping[str, str]) -> list[str]:

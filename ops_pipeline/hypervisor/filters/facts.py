@@ -53,7 +53,8 @@ class FilterLook:
     """What one host has.
 
     Attributes:
-        supported: False when its driver knows no filters, as libvirt's test driver.
+        supported: False when its driver knows no filters, as LXC's, or QEMU's without its part for filters installed.
+        pretends: whether it is libvirt's test driver, on which no machine runs that could be open.
         filters: by name, those of others too.
         guests: every domain, running or not.
         bindings: the filter that is really bound, by tap device.
@@ -61,6 +62,7 @@ class FilterLook:
     """
 
     supported: bool = True
+    pretends: bool = False
     filters: Mapping[str, LiveFilter] = field(default_factory=dict)
     guests: tuple[Guest, ...] = ()
     bindings: Mapping[str, str] = field(default_factory=dict)

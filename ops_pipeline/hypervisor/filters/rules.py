@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from ops_pipeline.hypervisor.filters.model import ACTIONS, DIRECTIONS, LEAST_PRIORITY, MOST_PRIORITY, Rule
@@ -109,6 +110,10 @@ def bounded(priority: Any) -> int:
     return priority
 
 
+_loads = lru_cache(maxsize=10_000)(json.loads)
+"""Most rules have one of a few lists of states. What it returns is only read."""
+
+
 def from_json(text: str, empty: Any) -> Any:
     """What a column of JSON holds.
 
@@ -118,14 +123,18 @@ def from_json(text: str, empty: Any) -> Any:
     if text in {"", "[]", "{}", "null"}:
         return empty
     try:
-        return json.loads(text)
+        return _loads(text)
     except ValueError:
         raise Refused(f"{text!r} is no JSON") from None
 
 
 def _given(row: Row) -> dict[str, str]:
     """Attributes by libvirt's name, in the spelling of the database."""
-    given = {attribute: str(row[column]) for column, attribute in COLUMNS.items() if row[column] not in {None, ""}}
+    given = {
+        attribute: str(value)
+        for column, attribute in COLUMNS.items()
+        if (value := row[column]) is not None and value != ""
+    }
     for side in ("src", "dst"):
         last = row[f"{side}_ip_end"]
         if last:
@@ -184,12 +193,11 @@ def _values(protocol: str, given: Mapping[str, str]) -> tuple[tuple[str, str], .
     if unknown:
         raise Refused(f"{protocol} cannot match {', '.join(unknown)}: libvirt would drop it, and match more")
     found: dict[str, str] = {}
-    for name, kind in kinds.items():
-        if name in renamed:
-            try:
-                found[name] = canonical(kind, renamed[name])
-            except ValueRefused as error:
-                raise Refused(f"{name}: {error}") from None
+    for name in [name for name in kinds if name in renamed]:
+        try:
+            found[name] = canonical(kinds[name], renamed[name])
+        except ValueRefused as error:
+            raise Refused(f"{name}: {error}") from None
     _together(protocol, found)
     return tuple(found.items())
 

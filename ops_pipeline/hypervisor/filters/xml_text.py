@@ -5,12 +5,14 @@ What belongs here: both directions of one format. That they are the same spellin
 
 from __future__ import annotations
 
+import re
 from xml.etree import ElementTree
 
 from ops_pipeline.hypervisor.filters.model import RULE_PRIORITY, Filter, Reference, Rule, Values
 from ops_pipeline.hypervisor.filters.protocols import PROTOCOLS
 from ops_pipeline.hypervisor.filters.values import ValueRefused, canonical
 
+_PLAIN = re.compile(r"[^&<>'\"]*").fullmatch
 _ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "'": "&apos;", '"': "&quot;"})
 
 
@@ -41,7 +43,7 @@ def _reference(one: Reference) -> str:
 
 def _rule(one: Rule) -> str:
     state_match = "" if one.state_match else " statematch='false'"
-    values = "".join(f" {name}='{_escaped(value)}'" for name, value in one.values)
+    values = "".join([f" {name}='{_escaped(value)}'" for name, value in one.values])
     return (
         f"  <rule action='{one.action}' direction='{one.direction}' priority='{one.priority}'{state_match}>\n"
         f"    <{one.protocol}{values}/>\n"
@@ -50,7 +52,7 @@ def _rule(one: Rule) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.translate(_ESCAPES)
+    return text if _PLAIN(text) else text.translate(_ESCAPES)
 
 
 def parse(text: str) -> Filter:

@@ -77,6 +77,12 @@ def test_machines_are_found_by_uuid_first_and_those_that_are_not_there_are_no_co
     assert told(interface(""), links=[link(domain="elsewhere")]) == ""
 
 
-def test_a_host_that_knows_no_filters_is_not_judged() -> None:
-    look = FilterLook(supported=False, guests=(Guest("vm-1", "u", True, (interface(""),)),))
-    assert uncarried(look, [link()]) == {}
+def test_machines_of_a_host_that_knows_no_filters_are_open_and_reported() -> None:
+    """A libvirtd without its part for filters was green, with every machine open."""
+    words = "it should carry ibay-web, but libvirt's driver of its host knows no network filters"
+    assert uncarried(FilterLook(supported=False), [link()]) == {"Web": words}
+    assert uncarried(FilterLook(supported=False), []) == {}
+
+
+def test_the_machines_of_the_test_driver_are_not_judged() -> None:
+    assert uncarried(FilterLook(supported=False, pretends=True), [link()]) == {}
