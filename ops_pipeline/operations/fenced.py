@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 from typing import Any
 
@@ -50,7 +49,9 @@ def end_with_leader() -> None:
     """End this process when standard input closes, which the leader holds open as long as it lives."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        # Not through `sys.stdin`: its lock, held here, would abort the interpreter when it ends by itself.
+        while os.read(0, 4096):
+            pass
         _end(LEADERLESS, "The leader of this daemon has ended: so does it.")
 
     threading.Thread(target=watch, name="leader-watch", daemon=True).start()

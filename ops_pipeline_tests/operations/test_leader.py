@@ -216,3 +216,12 @@ def test_the_file_of_a_leader_that_was_removed_does_not_lead_any_more(tmp_path: 
         (tmp_path / "daemon.lock").unlink()
         wait_until(cut_off(place, first), LONG, "it to notice")
         place.wait_for_turns(2)
+
+
+def test_a_daemon_that_ends_by_itself_is_not_aborted_while_it_watches_its_leader() -> None:
+    """The thread that waits for the leader held the lock of `sys.stdin`, and Python ended with a fatal error."""
+    code = "import time; from ops_pipeline.operations.fenced import end_with_leader; end_with_leader(); time.sleep(0.3)"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as daemon:
+        assert daemon.wait(60) == 0
+        assert daemon.stderr is not None
+        assert daemon.stderr.read() == b""
