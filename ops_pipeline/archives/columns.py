@@ -5,19 +5,24 @@ What belongs here: types and conversion. What does not: files (`store`) and SQL 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-from sqlalchemy import JSON, Boolean, Column, Connection, Date, Float, Integer, Table, Text, bindparam
+from pyarrow import csv
+from sqlalchemy import JSON, Boolean, Column, Connection, Date, Float, Integer, Table, Text, bindparam, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from ops_pipeline.database.copying import copied, copies
+from ops_pipeline.database.expressions import AnyOf, is_any_of
 from ops_pipeline.database.rows import json_from_text, row_hash, stored_columns, stored_text
-from ops_pipeline.database.types import ExactDecimal, UtcDateTime
+from ops_pipeline.database.types import ExactDecimal, TextList, UtcDateTime, array_text
 
 HASH = "_row_hash"
 """The column beside a table's own: what the row was when it was archived, see `database.rows`."""
 MOST_DIGITS = 38
+BLOCK_BYTES = 4_000_000
 
 
 def archived_columns(table: Table) -> list[Any]:
@@ -64,6 +69,58 @@ def _array(field: pa.Field, values: Any) -> pa.Array:
         return pa.array(values, type=field.type)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"column {field.name}: {str(error).partition(chr(10))[0]}") from error
+
+
+def stored_batches(
+    connection: Connection, table: Table, owner: Column[Any], texts: Sequence[str], at_once: int
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a table whose column `owner` is one of many texts, with their hashes.
+
+    Args:
+        connection: the snapshot.
+        table: of the rows.
+        owner: one of its columns.
+        texts: any number of them.
+        at_once: how many rows are held at most, where the database gives them row by row.
+
+    Raises:
+        ValueError: a value is none of its column's type; the column is named.
+    """
+    schema = schema_of(table)
+    if not copies(connection):
+        query = select(*archived_columns(table)).where(is_any_of(owner, texts))
+        for rows in connection.execute(query.execution_options(yield_per=at_once)).partitions():
+            yield batch_of(schema, rows)
+        return
+    query = select(*archived_columns(table)).where(AnyOf(owner, bindparam("texts", type_=TextList())))
+    for block in copied(connection, query, {"texts": array_text(texts)}, BLOCK_BYTES):
+        yield from _read_csv(schema, block)
+
+
+def _read_csv(schema: pa.Schema, block: bytes) -> list[pa.RecordBatch]:
+    try:
+        read = csv.read_csv(
+            pa.BufferReader(block),
+            csv.ReadOptions(column_names=schema.names, block_size=len(block) + 1, use_threads=False),
+            csv.ParseOptions(newlines_in_values=True),
+            csv.ConvertOptions(
+                column_types=schema,
+                null_values=[""],
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=False,
+                true_values=["t"],
+                false_values=["f"],
+            ),
+        )
+    except pa.ArrowException as error:
+        raise ValueError(_named(schema, str(error).partition("\n")[0])) from error
+    return read.to_batches()
+
+
+def _named(schema: pa.Schema, problem: str) -> str:
+    """An error of the reader, which counts columns, with the name of the column."""
+    found = re.search(r"column #(\d+): (.*)", problem)
+    return f"column {schema.names[int(found[1])]}: {found[2]}" if found else problem
 
 
 def insert_absent(connection: Connection, table: Table, batch: pa.RecordBatch) -> int:

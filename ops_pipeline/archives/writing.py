@@ -32,7 +32,6 @@ class _Open:
     """A Parquet file that is being written."""
 
     writer: parquet.ParquetWriter
-    schema: pa.Schema
     written: list[Written]
     rows: int = 0
 
@@ -69,22 +68,25 @@ class ArchiveWriter:
             ValueError: a value is none of its column's type.
             OSError: the file could not be written.
         """
-        if not rows:
-            return
-        one = self._open.get(table.name)
-        schema = one.schema if one else schema_of(table)
-        batch = batch_of(schema, rows)
-        if one is None:
-            one = self._begin(table, schema)
+        if rows:
+            self.write_batch(table, batch_of(schema_of(table), rows))
+
+    def write_batch(self, table: Table, batch: pa.RecordBatch) -> None:
+        """Write rows as `stored_batches` gives them.
+
+        Raises:
+            OSError: the file could not be written.
+        """
+        one = self._open.get(table.name) or self._begin(table, batch.schema)
         one.writer.write_batch(batch)
-        one.rows += len(rows)
+        one.rows += batch.num_rows
 
     def _begin(self, table: Table, schema: pa.Schema) -> _Open:
         folder = folder_of(self.kind, self.id)
         file, written = self._files.enter_context(writing_file(self.store, folder, f"{table.name}.parquet"))
         # Arrow takes any object with write, flush and close.
         writer = self._files.enter_context(parquet.ParquetWriter(file, schema, compression=COMPRESSION))
-        self._open[table.name] = one = _Open(writer, schema, written)
+        self._open[table.name] = one = _Open(writer, written)
         return one
 
     def write_folders(self, folders: Mapping[str, Path]) -> None:

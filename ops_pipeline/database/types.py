@@ -6,6 +6,7 @@ What belongs here: conversion of single values. What does not: SQL expressions (
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from typing import Any
@@ -78,6 +79,14 @@ class UtcDateTime(TypeDecorator[datetime]):
         return parse_instant(str(value)) if isinstance(value, str) else value.astimezone(UTC)
 
 
+def array_text(texts: Sequence[str]) -> str:
+    """Texts as PostgreSQL reads an array of them."""
+    together = "".join(texts)
+    if "\\" in together or '"' in together:
+        texts = [text.replace("\\", "\\\\").replace('"', '\\"') for text in texts]
+    return '{"' + '","'.join(texts) + '"}' if texts else "{}"
+
+
 class TextList(TypeDecorator[list[str]]):
     """A list of texts as one parameter: an array on PostgreSQL, JSON on SQLite."""
 
@@ -88,9 +97,10 @@ class TextList(TypeDecorator[list[str]]):
         """Choose the form."""
         return dialect.type_descriptor(Text() if dialect.name == "sqlite" else ARRAY(Text()))
 
-    def process_bind_param(self, value: list[str] | None, dialect: Dialect) -> Any:
-        """Write JSON on SQLite."""
-        return json.dumps(value) if dialect.name == "sqlite" else value
+    def bind_processor(self, dialect: Dialect) -> Any:
+        """Write JSON on SQLite, elsewhere the text of an array: the driver takes 1.5 microseconds for each element."""
+        written = json.dumps if dialect.name == "sqlite" else array_text
+        return lambda value: None if value is None else written(value)
 
 
 class StoredInstant(UtcDateTime):

@@ -8,9 +8,12 @@ What belongs here: listing and the marker, for `walk`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ops_pipeline.analysis.maintenance.walk import DIRECTORY, FILE, MARKER, Entries
+from ops_pipeline.analysis.maintenance.walk import DIRECTORY, FILE, MARKER
+
+if TYPE_CHECKING:
+    from ops_pipeline.analysis.maintenance.walk import Entries
 
 
 @dataclass(frozen=True)

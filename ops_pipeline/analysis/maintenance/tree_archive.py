@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Table, select
+from sqlalchemy import Connection, Engine
 
 from ops_pipeline.analysis.maintenance import tree_store as store
 from ops_pipeline.analysis.maintenance.old_trees import Tree
 from ops_pipeline.analysis.maintenance.result_folders import Folders
 from ops_pipeline.analysis.maintenance.tree_store import BELONGINGS, Archived, Changed
 from ops_pipeline.analysis.tables import analysis_tasks
-from ops_pipeline.archives.columns import HASH, archived_columns
+from ops_pipeline.archives.columns import HASH, stored_batches
 from ops_pipeline.archives.manifest import Manifest
 from ops_pipeline.archives.restoring import rows_of
 from ops_pipeline.archives.store import Store
@@ -26,7 +26,6 @@ from ops_pipeline.archives.writing import ArchiveWriter
 from ops_pipeline.database.batches import next_batch, wait_at_most
 from ops_pipeline.database.engine import reading, writing
 from ops_pipeline.database.errors import Conflict
-from ops_pipeline.database.expressions import is_any_of
 from ops_pipeline.database.retry import despite_conflicts
 
 BYTES_AT_ONCE = 4_000_000
@@ -78,33 +77,24 @@ def fill(connection: Connection, writer: ArchiveWriter, trees: Sequence[Tree], f
     ids = list(tree_of)
     size = sum(tree.size for tree in trees) // max(len(ids), 1)
 
-    def task(row: Any) -> None:
-        tree_of[row[0]].tasks[row[0]] = row[-1]
-
     # Rows of some megabytes each must not be held by the thousand.
     at_once = max(1, min(ROWS_AT_ONCE, BYTES_AT_ONCE // max(size, 1)))
-
-    def rows_of_tasks(table: Table, owner: ColumnElement[Any]) -> Any:
-        query = select(*archived_columns(table)).where(is_any_of(owner, ids)).execution_options(yield_per=at_once)
-        return connection.execute(query).partitions()
-
-    _write(writer, analysis_tasks, rows_of_tasks(analysis_tasks, analysis_tasks.c.id), task)
+    for batch in stored_batches(connection, analysis_tasks, analysis_tasks.c.id, ids, at_once):
+        for task, number in _values(batch, "id", HASH):
+            tree_of[task].tasks[task] = number
+        writer.write_batch(analysis_tasks, batch)
     for table in BELONGINGS:
-        at = list(table.c.keys()).index("task_id")
-
-        def belonging(row: Any, name: str = table.name, at: int = at) -> None:
-            tree_of[row[at]].rows[name][row[0]] = row[-1]
-
-        _write(writer, table, rows_of_tasks(table, store.belonging(table)), belonging)
+        key = next(iter(table.primary_key.columns)).name
+        for batch in stored_batches(connection, table, store.belonging(table), ids, at_once):
+            for row, owner, number in _values(batch, key, "task_id", HASH):
+                tree_of[owner].rows[table.name][row] = number
+            writer.write_batch(table, batch)
     writer.write_folders(labels)
     return found
 
 
-def _write(writer: ArchiveWriter, table: Table, partitions: Iterable[Any], seen: Callable[[Any], None]) -> None:
-    for rows in partitions:
-        for row in rows:
-            seen(row)
-        writer.write(table, rows)
+def _values(batch: Any, *names: str) -> Iterable[tuple[Any, ...]]:
+    return zip(*(batch.column(name).to_pylist() for name in names), strict=True)
 
 
 def read_back(where: Store, manifest: Manifest, folders: Folders) -> list[Archived]:

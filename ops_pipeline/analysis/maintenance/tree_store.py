@@ -13,7 +13,22 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, Text, and_, case, cast, delete, exists, func, or_, select
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Table,
+    Text,
+    and_,
+    case,
+    cast,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    type_coerce,
+)
 
 from ops_pipeline.analysis.maintenance.labels import hold_of, json_or_text, retention_of
 from ops_pipeline.analysis.maintenance.old_trees import Member, Owner, Tree, trees_of
@@ -28,6 +43,7 @@ from ops_pipeline.analysis.tables import (
 from ops_pipeline.database.expressions import instant_order, is_any_of
 from ops_pipeline.database.instants import EARLIEST, known_instant
 from ops_pipeline.database.rows import row_hash
+from ops_pipeline.database.types import StoredInstant
 
 _task = analysis_tasks.c
 BELONGINGS = (analysis_results, task_events)
@@ -80,7 +96,7 @@ def oldest_root(connection: Connection, cutoff: datetime, after: Key) -> datetim
 
 def read_page(connection: Connection, cutoff: datetime, after: Key, size: int) -> tuple[list[Tree], Key | None]:
     """Some trees whose roots ended before the cut-off, the oldest first; and where to go on, None at the end."""
-    roots = [_member(row) for row in connection.execute(_roots(cutoff, after).limit(size))]
+    roots = [_member(row) for row in connection.execute(_roots(cutoff, after).limit(size)).all()]
     last = roots[-1] if roots else None
     following = Key(last.completed_at or EARLIEST, last.id) if last is not None and len(roots) == size else None
     return _whole(connection, roots), following
@@ -112,7 +128,7 @@ def _members() -> Any:
         _task.id,
         _task.parent_id,
         _task.status,
-        known_instant(_task.completed_at).label("completed_at"),
+        type_coerce(known_instant(_task.completed_at), StoredInstant()).label("completed_at"),
         _task.target,
         _task.pipeline_id,
         cast(_task.labels, Text).label("labels"),
@@ -120,18 +136,19 @@ def _members() -> Any:
     )
 
 
-def _member(row: Any) -> Member:
-    if row.labels is None:
-        return Member(*row[:6], size=row.size)
-    labels = json_or_text(row.labels)
-    return Member(*row[:6], hold=hold_of(labels), retention=retention_of(labels), size=row.size)
+def _member(row: Sequence[Any]) -> Member:
+    *known, labels, size = row
+    if labels is None:
+        return Member(*known, size=size)
+    value = json_or_text(labels)
+    return Member(*known, hold=hold_of(value), retention=retention_of(value), size=size)
 
 
 def _whole(connection: Connection, roots: Sequence[Member]) -> list[Tree]:
     levels = [list(roots)]
     while levels[-1] and len(levels) < DEEPEST:
         wanted = is_any_of(_task.parent_id, [member.id for member in levels[-1]])
-        levels.append([_member(row) for row in connection.execute(_members().where(wanted))])
+        levels.append([_member(row) for row in connection.execute(_members().where(wanted)).all()])
     return trees_of(levels)
 
 
@@ -162,7 +179,7 @@ def _owner(text: str | None, *, unfinished: bool = False) -> Owner:
     return Owner(unfinished, hold_of(labels), retention_of(labels))
 
 
-def belonging(table: Table) -> ColumnElement[str]:
+def belonging(table: Table) -> Column[str]:
     """The column of a table of `BELONGINGS` that names the task."""
     return table.c.task_id
 

@@ -1,37 +1,42 @@
-"""One walk over the root of generated applications, in a process of its own: `python -m …walk`, JSON in, JSON out.
+"""One walk over the root of generated applications, in a process of its own, which `root.look` starts.
 
 A network file system that hangs would hang whoever looks at it, so the looking is done by a process that can be left
-behind. It imports nothing but what a walk needs.
+behind. Its start is a good part of a look at 100,000 applications: it imports nothing but `os`, `sys` and `marshal`,
+and `typing` or `json` alone would take longer than all of its start.
 
 What belongs here: listing. What does not: what follows from it (`applications`), and the deadline (`root`).
 """
 
 from __future__ import annotations
 
-import json
+import marshal
 import os
-import stat
 import sys
-from collections.abc import Callable, Iterable
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    Entries = Iterable[tuple[str, str]]
+    """Names in a folder, each with what it is: `DIRECTORY`, `FILE`, `DANGLING`, or the text of an error."""
+    List = Callable[[str], Entries]
+    """Lists a folder, which it names relative to the root; raises OSError when it cannot look."""
+    Numbers = Callable[[str], list[int] | None]
+    """The numbers of the applications in a folder that holds nothing else; None for every other one."""
 
 MARKER = ".ops-pipeline-applications.json"
 DIRECTORY, FILE, DANGLING = "directory", "file", "dangling link"
 
-Entries = Iterable[tuple[str, str]]
-"""Names in a folder, each with what it is: `DIRECTORY`, `FILE`, `DANGLING`, or the text of an error."""
-List = Callable[[str], Entries]
-"""Lists a folder, which it names relative to the root; raises OSError when it cannot look."""
-
 
 def main() -> None:
-    """Answer one request."""
-    request = json.load(sys.stdin)
+    """Answer one request, in the form that this interpreter keeps its own compiled modules in."""
+    request = marshal.load(sys.stdin.buffer)  # noqa: S302 - written by the process that started this one
     try:
         answer = answer_to(request)
     except Exception as error:  # noqa: BLE001 - whatever a file system raises means that nobody could look
         answer = {"error": words(error)}
-    json.dump(answer, sys.stdout)
+    marshal.dump(answer, sys.stdout.buffer)
 
 
 def answer_to(request: dict[str, Any]) -> dict[str, Any]:
@@ -41,16 +46,16 @@ def answer_to(request: dict[str, Any]) -> dict[str, Any]:
         from ops_pipeline.analysis.maintenance.object_store import opened  # noqa: PLC0415
 
         place = opened(location)
-        list_, device = place.list, None
+        list_, numbers, device = place.list, None, None
     else:
         path = location.removeprefix("file://")
         device = device_of(path)
-        list_ = local(path)
+        list_, numbers = local(path), numbered(path)
         place = Folder(path)
     if "write_marker" in request:
         place.write(request["write_marker"])
     marker = place.marker()
-    return {"device": device, "marker": marker, **walk(list_, request["slugs"])}
+    return {"device": device, "marker": marker, **walk(list_, request["slugs"], numbers)}
 
 
 def device_of(path: str) -> int:
@@ -60,7 +65,7 @@ def device_of(path: str) -> int:
         NotADirectoryError: it is something else.
     """
     facts = os.stat(path)  # noqa: PTH116 - pathlib is not needed for anything else here
-    if not stat.S_ISDIR(facts.st_mode):
+    if facts.st_mode & 0o170000 != 0o040000:
         raise NotADirectoryError(20, "it is no directory", path)
     return facts.st_dev
 
@@ -107,7 +112,23 @@ def local(root: str, scandir: Callable[[str], Any] = os.scandir) -> List:
     return list_
 
 
-def walk(list_: List, slugs: Iterable[str]) -> dict[str, Any]:
+def numbered(root: str) -> Numbers:
+    """The quick way for the folders of this machine as they mostly are, with nothing odd in them."""
+
+    def numbers(relative: str) -> list[int] | None:
+        try:
+            with os.scandir(f"{root}/{relative}") as entries:
+                # What is no directory has no name that could be the one of an application.
+                names = [entry.name if entry.is_dir() else "" for entry in entries]
+            found = [int(name[3:]) for name in names]
+        except (OSError, ValueError):
+            return None
+        return found if [f"app{number}" for number in found] == names else None
+
+    return numbers
+
+
+def walk(list_: List, slugs: Iterable[str], numbers: Numbers | None = None) -> dict[str, Any]:
     """List the root, and below it the folders of these models and no others.
 
     Returns:
@@ -127,11 +148,17 @@ def walk(list_: List, slugs: Iterable[str]) -> dict[str, Any]:
             node = node.setdefault(name, {})
         node[""] = slug
     # The root must be readable: an error here is told to the caller.
-    _descend(found, list_, "", tree, dict(list_("")))
+    _descend(found, (list_, numbers), "", tree, dict(list_("")))
     return found
 
 
-def _descend(found: dict[str, Any], list_: List, relative: str, tree: dict[str, Any], names: dict[str, str]) -> None:
+def _descend(
+    found: dict[str, Any],
+    how: tuple[List, Numbers | None],
+    relative: str,
+    tree: dict[str, Any],
+    names: dict[str, str],
+) -> None:
     by_case: dict[str, str] | None = None
     for name, below in tree.items():
         if not name:
@@ -145,16 +172,21 @@ def _descend(found: dict[str, Any], list_: List, relative: str, tree: dict[str, 
         elif kind != DIRECTORY:
             _every(found, below, f"{path} is a {kind}" if kind in {FILE, DANGLING} else kind)
         else:
-            _look_into(found, list_, path, below)
+            _look_into(found, how, path, below)
 
 
-def _look_into(found: dict[str, Any], list_: List, path: str, below: dict[str, Any]) -> None:
-    slug = below.get("")
+def _look_into(found: dict[str, Any], how: tuple[List, Numbers | None], path: str, below: dict[str, Any]) -> None:
+    (list_, numbers), slug = how, below.get("")
+    if numbers is not None and slug is not None and len(below) == 1:
+        present = numbers(path)
+        if present is not None:
+            found["present"][slug] = present
+            return
     try:
         entries = list_(path)
         if len(below) > (slug is not None):
             names = dict(entries)
-            _descend(found, list_, path, below, names)
+            _descend(found, how, path, below, names)
             entries = names.items()
         if slug is not None:
             _applications(found, slug, entries)
@@ -198,7 +230,3 @@ def words(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return f"{type(error).__name__}: {error}"
-
-
-if __name__ == "__main__":
-    main()
