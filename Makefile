@@ -38,6 +38,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.checkpoints
 	$(BIN)/python -m benchmarks.filters
 	$(BIN)/python -m benchmarks.analysis_worker
+	$(BIN)/python -m benchmarks.maintenance
 
 clean:
 	rm -rf $(VENV) .venv-provider build *.egg-info

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import JSON, BigInteger, Boolean, Column, Date, Double, Engine, MetaData, Table, Text, delete, select
 
-from ops_pipeline.archives.columns import archived_columns
+from ops_pipeline.archives.columns import archived_columns, batch_of, schema_of, stored_batches
 from ops_pipeline.archives.manifest import Manifest, new_id, read_manifest, read_manifests, write_deleted
 from ops_pipeline.archives.restoring import restore_folders, restore_rows, rows_of
 from ops_pipeline.archives.store import Store, open_store, write_small
@@ -94,6 +94,23 @@ def restore(engine: Engine, store: Store, manifest: Manifest) -> dict[str, int]:
 
 def thing(key: str, **values: Any) -> dict[str, Any]:
     return {column.name: values.get(column.name) for column in things.columns} | {"id": key}
+
+
+def test_rows_that_the_database_copies_out_are_those_that_it_gives_one_by_one(filled: Engine) -> None:
+    full = {"day": date(2026, 2, 28), "amount": Decimal("-1.5"), "seconds": 0.1, "number": -(2**62)}
+    at = datetime(2026, 3, 10, 12, 0, 0, 123456, tzinfo=UTC)
+    put(
+        filled,
+        thing("nothing"),
+        thing("all", facts={"ä": [1, None, '"', "\n,"]}, at=at, **full),
+        thing('odd "key", \\ \r\n', facts=""),
+        thing("left out"),
+    )
+    keys = ["nothing", "all", 'odd "key", \\ \r\n']
+    with reading(filled) as connection:
+        (copied,) = stored_batches(connection, things, things.c.id, keys, 100)
+    expected = batch_of(schema_of(things), [row for row in stored(filled) if row[0] in keys])
+    assert copied.sort_by("id").to_pylist() == expected.sort_by("id").to_pylist()
 
 
 def test_what_is_restored_equals_what_was_archived(filled: Engine, store: Store) -> None:

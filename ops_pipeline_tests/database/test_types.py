@@ -8,11 +8,12 @@ from decimal import ROUND_HALF_EVEN, Decimal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, Text, bindparam, literal, select
 from sqlalchemy.exc import SQLAlchemyError, StatementError
 
 from ops_pipeline.database.engine import database_now, reading
-from ops_pipeline.database.types import instant_text, parse_instant, require_aware
+from ops_pipeline.database.expressions import AnyOf
+from ops_pipeline.database.types import TextList, instant_text, parse_instant, require_aware
 from ops_pipeline_tests.database.samples import as_read, ask, ask_each, fill, on_one_database, samples, spell
 
 HALF_PAST = datetime(2026, 3, 10, 12, 30, tzinfo=UTC)
@@ -180,3 +181,14 @@ def test_text_that_is_no_number_is_an_error_that_shows_it(sampled_sqlite: Engine
     spell(sampled_sqlite, "amount", "'twelve'")
     with pytest.raises(ValueError, match="'twelve' stands where a decimal number is expected"):
         ask_each(sampled_sqlite, samples.c.amount)
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "", "NULL", 'with "quotes"', "back\\slash", "{curly, comma}", "new\nline", "ä'%s"]
+)
+def test_a_list_of_texts_holds_each_as_it_is(sampled: Engine, text: str) -> None:
+    asked = AnyOf(literal(text, Text()), bindparam("texts", type_=TextList()))
+    with reading(sampled) as connection:
+        assert connection.execute(select(asked), {"texts": ["other", text]}).scalar_one()
+        assert not connection.execute(select(asked), {"texts": ["other", f"{text}x"]}).scalar_one()
+        assert not connection.execute(select(asked), {"texts": []}).scalar_one()

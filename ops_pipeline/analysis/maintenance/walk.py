@@ -112,18 +112,27 @@ def local(root: str, scandir: Callable[[str], Any] = os.scandir) -> List:
     return list_
 
 
+class _Known(dict):
+    """The number of each name of an application: most models have the same ones."""
+
+    def __missing__(self, name: str) -> int:
+        number = int(name[3:])
+        if name != f"app{number}":
+            raise ValueError(name)
+        self[name] = number
+        return number
+
+
 def numbered(root: str) -> Numbers:
     """The quick way for the folders of this machine as they mostly are, with nothing odd in them."""
+    known = _Known()
 
     def numbers(relative: str) -> list[int] | None:
         try:
             with os.scandir(f"{root}/{relative}") as entries:
-                # What is no directory has no name that could be the one of an application.
-                names = [entry.name if entry.is_dir() else "" for entry in entries]
-            found = [int(name[3:]) for name in names]
+                return [known[entry.name if entry.is_dir() else ""] for entry in entries]
         except (OSError, ValueError):
             return None
-        return found if [f"app{number}" for number in found] == names else None
 
     return numbers
 

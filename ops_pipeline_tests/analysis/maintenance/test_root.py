@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from ops_pipeline.analysis.maintenance.object_store import Bucket, opened
 from ops_pipeline.analysis.maintenance.root import Found, Known, judge, look, marker_text
-from ops_pipeline.analysis.maintenance.walk import DIRECTORY, FILE, MARKER, answer_to, local, walk
+from ops_pipeline.analysis.maintenance.walk import DIRECTORY, FILE, MARKER, answer_to, local, numbered, walk
 from ops_pipeline.reconcile import Unavailable
 from ops_pipeline_tests.object_store import bucket
 from ops_pipeline_tests.unprivileged import as_nobody, open_folder
@@ -41,6 +41,19 @@ def test_only_directories_named_like_applications_are_present(tmp_path: Path) ->
     assert sorted(found["present"]["gpt"]) == [0, 7, 12]
     assert found["absent"] == ["claude"]
     assert (found["odd"], found["unknown"]) == ({}, {})
+
+
+def test_the_quick_way_is_taken_only_where_nothing_is_odd_and_finds_the_same(tmp_path: Path) -> None:
+    directory(tmp_path, "gpt/app0", "gpt/app7", "gpt/app12", "claude", "o1/app1", "o1/app02", "o3/app1", "o3/appapp2")
+    directory(tmp_path, "mixed/app1", "digits/app1", "digits/app1_0", "other/app٣")
+    (tmp_path / "mixed" / "app2").write_text("a file")
+    quick = numbered(str(tmp_path))
+    assert sorted(quick("gpt") or []) == [0, 7, 12]
+    odd = ["o1", "o3", "mixed", "digits", "other", "nowhere"]
+    assert [quick(slug) for slug in odd] == [None] * len(odd)
+    assert quick("claude") == []
+    slugs = ["gpt", "claude", *odd]
+    assert walk(local(str(tmp_path)), slugs, quick) == seen(tmp_path, *slugs)
 
 
 def test_an_empty_directory_is_there_and_an_empty_model_has_none(tmp_path: Path) -> None:
