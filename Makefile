@@ -5,7 +5,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test lint bench clean lock
+.PHONY: setup run run-distributed test lint bench clean lock
 
 setup: $(VENV)/.installed
 
@@ -14,6 +14,10 @@ $(VENV)/.installed: requirements.txt pyproject.toml scripts/setup.sh
 
 run: setup
 	scripts/run.sh
+
+run-distributed: setup
+	scripts/apt-install.sh postgresql redis-server
+	scripts/run-distributed.sh
 
 test: setup
 	scripts/install-servers.sh
@@ -39,6 +43,8 @@ bench: setup
 	$(BIN)/python -m benchmarks.filters
 	$(BIN)/python -m benchmarks.analysis_worker
 	$(BIN)/python -m benchmarks.maintenance
+	$(BIN)/python -m benchmarks.leader
+	$(BIN)/python -m benchmarks.distributed
 
 clean:
 	rm -rf $(VENV) .venv-provider build *.egg-info

@@ -111,8 +111,8 @@ def environment_of_leader(token: str) -> dict[str, str]:
 
 def variables_for_dagster() -> dict[str, str]:
     """What Dagster itself reads from the environment, and may stand in a file: by name, to be handed on, not shown."""
-    url = secret_variable("DAGSTER_POSTGRES_URL")
-    return {"DAGSTER_POSTGRES_URL": url.get_secret_value()} if url else {}
+    found = {name: secret_variable(name) for name in ("DAGSTER_POSTGRES_URL", "CELERY_BROKER_URL")}
+    return {name: secret.get_secret_value() for name, secret in found.items() if secret}
 
 
 def give_dagster_its_variables() -> None:

@@ -28,6 +28,7 @@ SECRET = "geh/e%40im"
 VALUES = {
     "DATABASE_URL": f"postgresql+psycopg://ops:{SECRET}@db/ops",
     "DAGSTER_POSTGRES_URL": f"postgresql+psycopg2://ops:{SECRET}@db/ops",
+    "CELERY_BROKER_URL": f"redis://:{SECRET}@cache:6379/1",
     "CHECKPOINT_REDIS_URL": f"redis://:{SECRET}@cache:6379/2",
     "NAUTOBOT_REDIS_PASSWORD": SECRET,
     "ALERT_WEBHOOK_URL": f"https://chat.example/{SECRET}",

@@ -22,6 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "DAGSTER_HOME": Path(".dagster_home"),
     "DATABASE_URL": "",
     "DAGSTER_POSTGRES_URL": "",
+    "CELERY_BROKER_URL": "",
     "MODEL_CALL_STATS_CRON_TIME": "0 * * * *",
     "MODEL_CALL_STATS_START": DEFAULT_START,
     "MODEL_CALLS_PRUNED_BEFORE": None,

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Web server and daemon of a prepared DAGSTER_HOME; ends both when one of them ends or on Ctrl-C.
+# Web server and daemon of a prepared DAGSTER_HOME, and CELERY_WORKERS workers (none unless it is set) where runs go to
+# such; ends all when web server or daemon ends, or on Ctrl-C. A worker that dies is not missed: another one goes on.
 set -euo pipefail
 port=${PORT:-3000}
 bin=$PWD/.venv/bin
@@ -13,16 +14,24 @@ daemon=$!
 "$bin/dagster-webserver" --workspace workspace.yaml --host 127.0.0.1 --port "$port" --log-level warning \
     --dagster-log-level warning --log-format "$format" &
 web=$!
+workers=()
+for number in $(seq "${CELERY_WORKERS:-0}"); do
+    "$bin/celery" --quiet --app ops_pipeline.defs.distributed.app worker --hostname "worker-$number@%h" --queues dagster \
+        --concurrency 8 --without-gossip --without-mingle --loglevel warning &
+    workers+=($!)
+done
 
 # Background processes of a script ignore Ctrl-C: each is told to end, and what they started ends with them.
 stop() {
     trap '' INT TERM
     kill -TERM "$daemon" "$web" 2>/dev/null || true
+    # SIGTERM would let them wait for the end of their runs, which may be an hour.
+    [ ${#workers[@]} -eq 0 ] || kill -QUIT "${workers[@]}" 2>/dev/null || true
     wait
     exit "$1"
 }
 trap 'stop 0' INT TERM
 # When one of the two dies by itself, the other alone would look alive and do half of the work.
-wait -n || true
+wait -n "$daemon" "$web" || true
 echo "One of web server and daemon ended: stopping." >&2
 stop 1

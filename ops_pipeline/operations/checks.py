@@ -18,6 +18,8 @@ from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.database.migrate import newest_version, schema_version
 from ops_pipeline.settings import Settings
 
+BROKER_SECONDS = 3
+
 
 def check_deployment(settings: Settings, now: datetime) -> list[Check]:
     """Look at everything that a run will need; connects to what is configured and changes nothing."""
@@ -26,6 +28,7 @@ def check_deployment(settings: Settings, now: datetime) -> list[Check]:
         _check_folder("DAGSTER_HOME", settings.dagster_home),
         _check_folder("REPORTS_DIR", settings.reports_folder()),
         *_check_database(settings),
+        *_check_broker(settings),
     ]
 
 
@@ -83,3 +86,25 @@ def _check_database(settings: Settings) -> list[Check]:
             Check("schema", ok=False, detail=f"{found}, but {newest} is needed: run `ops-pipeline migrate`."),
         ]
     return [reached, Check("schema", ok=True, detail=f"version {version}")]
+
+
+def _check_broker(settings: Settings) -> list[Check]:
+    name, url = "CELERY_BROKER_URL", settings.celery_broker_url.get_secret_value()
+    if not url:
+        return []
+    try:
+        # Where there is one machine it need not be installed.
+        from kombu import Connection  # noqa: PLC0415
+        from kombu.exceptions import KombuError, OperationalError  # noqa: PLC0415
+    except ImportError:
+        return [Check(name, ok=False, detail="Celery is not installed: pip install 'ops-pipeline[distributed]'.")]
+    try:
+        with Connection(url, connect_timeout=BROKER_SECONDS) as broker:
+            broker.ensure_connection(max_retries=1, timeout=BROKER_SECONDS)
+            return [Check(name, ok=True, detail=f"{broker.as_uri()} answers")]
+    except OperationalError as error:
+        # It names host and port, never the password.
+        detail = f"runs cannot be sent to workers: {error} Start that Redis, or correct this URL."
+    except (KombuError, KeyError, ValueError):
+        detail = "this is no URL of a broker: give redis://:password@host:6379/1."
+    return [Check(name, ok=False, detail=detail)]

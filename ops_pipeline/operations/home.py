@@ -16,7 +16,8 @@ from sqlalchemy import Engine, inspect, text
 from ops_pipeline.database.engine import connect, where, writing
 from ops_pipeline.settings import DEFAULT_START, Settings
 
-OUR_INSTANCE = "# Dagster's instance for one machine"
+OUR_INSTANCE = "# Dagster's instance for "
+"""What our instance files begin with, whatever follows."""
 DAGSTER_SCHEMA = "dagster"
 """Dagster's tables stay out of the way of ours, and of each other's `alembic_version`."""
 
@@ -46,8 +47,11 @@ def prepare_home(settings: Settings, project: Path, first_hour: Callable[[Engine
     try:
         instance = project / "dagster.yaml"
         if engine.dialect.name == "postgresql":
-            instance = project / "deploy" / "postgres" / "dagster.yaml"
+            broker = settings.celery_broker_url.get_secret_value()
+            instance = project / "deploy" / ("distributed" if broker else "postgres") / "dagster.yaml"
             exports["DAGSTER_POSTGRES_URL"] = settings.dagster_postgres_url.get_secret_value() or _dagster_url(engine)
+            if broker:
+                exports["CELERY_BROKER_URL"] = broker
         _write_instance(home / "dagster.yaml", instance.read_text())
         if settings.model_call_stats_start == DEFAULT_START:
             exports["MODEL_CALL_STATS_START"] = _remembered_start(home, engine, first_hour)

@@ -19,3 +19,7 @@ class DeploymentVariables(BaseModel):
         default=SecretStr(""),
         description="Dagster's own storage, where that is PostgreSQL: postgresql+psycopg2://…; `make run` sets it.",
     )
+    celery_broker_url: SecretStr = Field(
+        default=SecretStr(""),
+        description="The Redis through which runs reach Celery workers, when there are several machines: redis://…/1.",
+    )

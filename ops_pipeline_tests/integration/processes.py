@@ -35,7 +35,7 @@ def environment(home: Path, **variables: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Running:
-    """A deployment started by scripts/run.sh."""
+    """A deployment started by scripts/run.sh or run-distributed.sh."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -79,14 +79,14 @@ def alive(process: psutil.Process) -> bool:
 
 
 @contextmanager
-def running(home: Path, **variables: str) -> Iterator[Running]:
-    """Start web server and daemon as `make run` does, and end them if the test did not."""
+def running(home: Path, script: str = "run.sh", **variables: str) -> Iterator[Running]:
+    """Start web server and daemon as `make run` does, or another script, and end them if the test did not."""
     port = free_port()
     home.parent.mkdir(parents=True, exist_ok=True)
     log = home.parent / "run.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [str(PROJECT / "scripts" / "run.sh")],
+            [str(PROJECT / "scripts" / script)],
             env=environment(home, PORT=str(port), **variables),
             start_new_session=True,
             stdout=output,

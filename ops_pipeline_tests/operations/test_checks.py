@@ -13,6 +13,7 @@ from ops_pipeline.database.engine import connect, writing
 from ops_pipeline.database.migrate import VERSION_TABLE, migrate, newest_version
 from ops_pipeline.operations.checks import check_deployment
 from ops_pipeline.settings import DEFAULT_START, load_settings
+from ops_pipeline_tests.checkpoints.redis_servers import redis_server
 from ops_pipeline_tests.servers import PostgresServer, free_port
 from ops_pipeline_tests.unprivileged import as_nobody, open_folder
 
@@ -168,3 +169,22 @@ def test_a_role_that_may_not_read_our_tables_is_told(checked_server: PostgresSer
     assert not found.ok
     assert "permission denied for table" in found.detail
     assert "Grant the role in DATABASE_URL its rights" in found.detail
+
+
+def test_a_broker_is_tried_and_its_password_not_shown(tmp_path: Path) -> None:
+    with redis_server("--requirepass", SECRET) as redis:
+        url = redis.url(1, password=SECRET)
+        found = check(dagster_home=tmp_path, celery_broker_url=url)["CELERY_BROKER_URL"]
+        assert found.ok
+        assert found.detail.endswith(" answers")
+    found = check(dagster_home=tmp_path, celery_broker_url=url)["CELERY_BROKER_URL"]
+    assert not found.ok
+    assert "Connection refused" in found.detail
+    assert "Start that Redis" in found.detail
+
+
+@pytest.mark.parametrize("url", [f"nonsense://:{SECRET}@host", f"redis://:{SECRET}@host:port/1"])
+def test_a_broker_that_is_no_url_is_told(tmp_path: Path, url: str) -> None:
+    found = check(dagster_home=tmp_path, celery_broker_url=url)["CELERY_BROKER_URL"]
+    assert not found.ok
+    assert "no URL of a broker" in found.detail

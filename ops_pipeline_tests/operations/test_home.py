@@ -72,6 +72,19 @@ def test_on_postgresql_dagster_gets_a_schema_of_its_own_and_the_driver_it_needs(
     assert (tmp_path / "dagster.yaml").read_text() == (PROJECT / "deploy" / "postgres" / "dagster.yaml").read_text()
 
 
+def test_with_a_broker_runs_go_to_celery_workers(
+    monkeypatch: pytest.MonkeyPatch, postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    url = postgres_server.new_database()
+    prepare(tmp_path, url)
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://127.0.0.1:1/0")
+    prepare(tmp_path, url)
+    assert (tmp_path / "dagster.yaml").read_text() == (PROJECT / "deploy" / "distributed" / "dagster.yaml").read_text()
+    monkeypatch.delenv("CELERY_BROKER_URL")
+    prepare(tmp_path, url)
+    assert (tmp_path / "dagster.yaml").read_text() == (PROJECT / "deploy" / "postgres" / "dagster.yaml").read_text()
+
+
 def test_dagster_really_keeps_its_tables_in_that_schema(
     monkeypatch: pytest.MonkeyPatch, postgres_server: PostgresServer, tmp_path: Path
 ) -> None:
