@@ -118,15 +118,16 @@ def interfaces_of(xml: str) -> tuple[Interface, ...]:
 
 def uses(look: FilterLook) -> dict[str, str]:
     """Who uses a filter, by its name: one user of each, in words."""
+    # By name: libvirt lists in any order, and of several users the same one is told at each look.
     found: dict[str, str] = {}
-    for device, name in look.bindings.items():
+    for device, name in sorted(look.bindings.items()):
         found.setdefault(name, f"it is bound to {device}")
-    for guest in look.guests:
+    for guest in sorted(look.guests, key=lambda one: one.name):
         for interface in (*guest.interfaces, *guest.planned):
             if interface.filter:
                 state = "" if guest.running else ", which is off,"
                 found.setdefault(interface.filter, f"an interface of {guest.name}{state} names it")
-    for one in look.filters.values():
+    for _, one in sorted(look.filters.items()):
         for name in included(one.xml):
             found.setdefault(name, f"{one.name} includes it")
     return found

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ops_pipeline.hypervisor.filters.desired import Desired
-from ops_pipeline.hypervisor.filters.facts import FilterLook, Guest, Interface, LiveFilter
+from ops_pipeline.hypervisor.filters.facts import FilterLook, Guest, Interface, LiveFilter, uses
 from ops_pipeline.hypervisor.filters.model import Filter, Rule
 from ops_pipeline.hypervisor.filters.orphans import orphan_key
 from ops_pipeline.hypervisor.filters.plan import FilterPolicy, HostPlan, plan_host
@@ -261,3 +261,10 @@ def test_too_many_removals_are_refused_while_the_rest_is_defined(limit: SafetyLi
 def test_a_host_without_filters_of_its_kind_is_left_alone_and_told() -> None:
     plan = planned(WEB, FilterLook(supported=False))
     assert (plan.changes, plan.kept) == ((), {"(all)": "libvirt's driver of this host knows no network filters"})
+
+
+def test_of_several_users_the_same_one_is_told_whatever_the_order_in_which_libvirt_lists_them() -> None:
+    """The reason for which a filter is kept was another one at each look, although nothing had changed."""
+    found = [LiveFilter(name, "", '<filter><filterref filter="base"/></filter>') for name in ("vm-2", "vm-1", "vm-3")]
+    for order in (found, found[::-1]):
+        assert uses(FilterLook(filters={one.name: one for one in order})) == {"base": "vm-1 includes it"}
