@@ -216,6 +216,7 @@ def _settle_folder(path: str) -> None:
 
 
 def _discard(store: Store, file: Any, path: str) -> None:
+    # Not every store of fsspec can discard a file that it has begun; a complete one is known by its manifest.
     with suppress(OSError, NotImplementedError, AttributeError):
         if is_local(store):
             file.close()

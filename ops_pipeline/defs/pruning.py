@@ -89,7 +89,7 @@ def _repeat(instance: DagsterInstance, asset: AssetKey, partitions: set[str], go
 
 
 def _delete(instance: DagsterInstance, run_id: str) -> None:
-    # Compute logs first: without their run nobody would find them again.
+    # Compute logs first: without their run nobody would find them again. Some managers of logs offer no deletion.
     with contextlib.suppress(FileNotFoundError, NotImplementedError):
         instance.compute_log_manager.delete_logs(prefix=[run_id])
     instance.delete_run(run_id)
