@@ -4,10 +4,12 @@ What belongs here: starting Dagster's own daemon behind the fence of `operations
 """
 
 import sys
+from typing import Any
 
 from dagster import DagsterInstance
 from dagster._core.storage.runs import SqliteRunStorage
 from dagster._daemon.cli import run_command
+from dagster._daemon.controller import DagsterDaemonController
 
 from ops_pipeline.operations.fenced import end_with_leader, fence_connections
 from ops_pipeline.operations.logs import tell_on_terminal
@@ -26,7 +28,25 @@ def main() -> None:
         fence_connections(token)
     else:
         _refuse_unfenced_storage()
+    _end_ticks_before_their_workspace()
     run_command()
+
+
+def _end_ticks_before_their_workspace() -> None:
+    """Let ticks under way end before the code they use goes.
+
+    Dagster closes its workspace first: a tick of a sensor that was in its pool then failed with
+    DagsterCodeLocationNotFoundError, and each restart raised an alert for it.
+    """
+    end_loops = DagsterDaemonController.__exit__
+
+    def end(controller: DagsterDaemonController, *why: Any) -> None:
+        end_loops(controller, *why)
+        for daemon in controller.daemons:
+            # Waits for its pool; Dagster does it once more, later, for nothing.
+            daemon.__exit__(*why)
+
+    DagsterDaemonController.__exit__ = end
 
 
 def _refuse_unfenced_storage() -> None:
