@@ -40,13 +40,13 @@ def _end_ticks_before_their_workspace() -> None:
     """
     end_loops = DagsterDaemonController.__exit__
 
-    def end(controller: DagsterDaemonController, *why: Any) -> None:
-        end_loops(controller, *why)
-        for daemon in controller.daemons:
+    def end(self: DagsterDaemonController, *why: Any) -> None:
+        end_loops(self, *why)
+        for daemon in self.daemons:
             # Waits for its pool; Dagster does it once more, later, for nothing.
             daemon.__exit__(*why)
 
-    DagsterDaemonController.__exit__ = end
+    DagsterDaemonController.__exit__ = end  # ty: ignore[invalid-assignment]
 
 
 def _refuse_unfenced_storage() -> None:
