@@ -37,7 +37,6 @@ __all__ = [
     "environment_of_leader",
     "give_dagster_its_variables",
     "given_variables",
-    "leader_token",
     "load_settings",
     "secret_file_variables",
     "secret_variable",
@@ -101,12 +100,9 @@ class Settings(
         return self.reports_dir or self.dagster_home.absolute() / "reports"
 
 
-LEADER_TOKEN = "OPS_PIPELINE_LEADER_TOKEN"  # noqa: S105 - the name of a variable; what it holds is no secret
-
-
-def environment_of_leader(token: str) -> dict[str, str]:
-    """The environment of the daemon that a leader starts: its own, and the token under which it leads."""
-    return {**os.environ, **variables_for_dagster(), LEADER_TOKEN: token}
+def environment_of_leader() -> dict[str, str]:
+    """The environment of the daemon that a leader starts."""
+    return {**os.environ, **variables_for_dagster()}
 
 
 def variables_for_dagster() -> dict[str, str]:
@@ -118,11 +114,6 @@ def variables_for_dagster() -> dict[str, str]:
 def give_dagster_its_variables() -> None:
     """Put them into this process's own environment, where Dagster is used in this process."""
     os.environ.update(variables_for_dagster())
-
-
-def leader_token() -> str | None:
-    """The token of the leader that started this process; None when none did."""
-    return os.environ.get(LEADER_TOKEN)
 
 
 def given_variables() -> set[str]:

@@ -159,7 +159,7 @@ def test_dagster_is_given_the_url_of_its_storage_from_the_file(
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
     exports = prepare_home(load_settings(database_url=url), PROJECT, lambda _: datetime(2026, 3, 1, tzinfo=UTC))
     assert exports["DAGSTER_POSTGRES_URL"] == dagsters
-    assert environment_of_leader("token")["DAGSTER_POSTGRES_URL"] == dagsters
+    assert environment_of_leader()["DAGSTER_POSTGRES_URL"] == dagsters
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", "")
     with open_instance() as instance:
         assert instance.get_runs_count() == 0

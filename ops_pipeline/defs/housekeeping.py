@@ -5,7 +5,9 @@ What belongs here: translation between Dagster and the rules of `operations/rete
 """
 
 import time
-from datetime import UTC, datetime
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from dagster import (
     Config,
@@ -33,6 +35,7 @@ from ops_pipeline.defs.looking import look_first
 from ops_pipeline.defs.metadata import JOB_METADATA, outcome_metadata, table
 from ops_pipeline.defs.pruning import delete_runs, storage_bytes
 from ops_pipeline.defs.resources import HANDED_ON, OperationsDatabase
+from ops_pipeline.defs.runless import count_old_words, delete_old_words
 from ops_pipeline.defs.runs import job_tags
 from ops_pipeline.operations.outcomes import record_outcome
 from ops_pipeline.operations.retention import FinishedRun, Retention, plan_pruning
@@ -45,6 +48,15 @@ BATCH = 25
 PAUSE_SECONDS = 0.1
 """Between batches: web server and daemon write to the same storage."""
 ENDED = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What one run is to do: the runs that go, before when events without a run go, and whether it only shows them."""
+
+    plan: Plan
+    before: datetime
+    dry_run: bool
 
 
 class PruneConfig(Config):
@@ -84,27 +96,47 @@ def prune_job(settings: Settings) -> JobDefinition:
     """Build the job."""
 
     @op(description="Reads which runs have ended, and decides which go.", out=HANDED_ON)
-    def plan_pruning_of_runs(context: OpExecutionContext, config: PruneConfig) -> Plan:
+    def plan_pruning_of_runs(context: OpExecutionContext, config: PruneConfig) -> Pruning:
         retention = Retention(config.days, {}) if config.days else retention_of(settings)
-        plan = plan_pruning(finished_runs(context.instance), retention, datetime.now(UTC))
+        now = datetime.now(UTC)
+        plan = plan_pruning(finished_runs(context.instance), retention, now)
+        before = now - timedelta(days=retention.days)
         context.add_output_metadata(
             {
                 "runs": plan.scanned,
                 "to_delete": len(plan.changes),
+                "events_without_a_run_to_delete": count_old_words(context.instance, before),
                 "plan": MetadataValue.md(changes_table(plan.changes) if plan.changes else "Nothing to delete."),
                 "kept_although_old": table(("why", "runs"), list(plan.kept.items()), empty="None."),
                 "dry_run": config.dry_run,
             }
         )
-        return Plan((), plan.scanned, plan.kept) if config.dry_run else plan
+        return Pruning(plan, before, config.dry_run)
 
     @op(description="Deletes these runs in paced batches; says again what they were the last to say.", out=HANDED_ON)
-    def delete_old_runs(context: OpExecutionContext, database: OperationsDatabase, plan: Plan) -> int:
+    def delete_old_runs(context: OpExecutionContext, database: OperationsDatabase, pruning: Pruning) -> int:
+        if pruning.dry_run:
+            context.log.info(f"Dry run: {len(pruning.plan.changes)} runs would be deleted, nothing was changed.")
+            return 0
         started = datetime.now(UTC)
+        budget = settings.prune_dagster_storage_budget_seconds
+        deadline = time.monotonic() + budget
+
+        def enough() -> bool:
+            return time.monotonic() > deadline
+
         before = storage_bytes(context.instance)
-        outcome, left, repeated = _prune(context, plan, settings.prune_dagster_storage_budget_seconds)
+        outcome, left, repeated = _prune(context, pruning.plan, enough)
+        if left:
+            context.log.warning(f"{left} runs are left for the next time: {budget} s are over.")
+        words = delete_old_words(context.instance, pruning.before, enough)
         after = storage_bytes(context.instance)
-        sizes = {"storage_bytes_before": before, "storage_bytes_after": after, "runs_left": left}
+        sizes = {
+            "storage_bytes_before": before,
+            "storage_bytes_after": after,
+            "runs_left": left,
+            "events_without_a_run_deleted": words,
+        }
         record_outcome(
             database.engine, job=JOB, run_id=context.run_id, started_at=started, outcome=outcome, details=sizes
         )
@@ -130,14 +162,12 @@ def prune_job(settings: Settings) -> JobDefinition:
     return prune_dagster_storage
 
 
-def _prune(context: OpExecutionContext, plan: Plan, budget_seconds: int) -> tuple[Outcome, int, int]:
-    """Delete batch by batch within the budget; the outcome, the runs that are left, and the words said again."""
-    deadline = time.monotonic() + budget_seconds
+def _prune(context: OpExecutionContext, plan: Plan, enough: Callable[[], bool]) -> tuple[Outcome, int, int]:
+    """Delete batch by batch until it is enough; the outcome, the runs that are left, and the words said again."""
     ids = [change.key for change in plan.changes]
     deleted = kept = failed = repeated = done = 0
     for first in range(0, len(ids), BATCH):
-        if time.monotonic() > deadline:
-            context.log.warning(f"{len(ids) - done} runs are left for the next time: {budget_seconds} s are over.")
+        if enough():
             break
         batch = ids[first : first + BATCH]
         done += len(batch)
@@ -169,8 +199,11 @@ def prune_schedule(settings: Settings, prune: JobDefinition) -> ScheduleDefiniti
     )
     def tick(context: ScheduleEvaluationContext) -> RunRequest | SkipReason:
         def look() -> str | None:
-            plan = plan_pruning(finished_runs(context.instance), retention_of(settings), datetime.now(UTC))
-            return None if plan.changes else f"None of {plan.scanned} runs is beyond its retention."
+            retention, now = retention_of(settings), datetime.now(UTC)
+            plan = plan_pruning(finished_runs(context.instance), retention, now)
+            if plan.changes or count_old_words(context.instance, now - timedelta(days=retention.days)):
+                return None
+            return f"None of {plan.scanned} runs is beyond its retention."
 
         return look_first(context.instance, JOB, look)
 

@@ -3,13 +3,14 @@
 A daemon that was stopped and wakes up, or whose leader died, must not launch what another daemon has launched already:
 each of its connections to Dagster's storage asks first whether its token still leads, and it ends when its leader does.
 
-What belongs here: the two ways in which such a process ends itself.
+What belongs here: how such a process gets its token, and the two ways in which it ends itself.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import select
 import threading
 from typing import Any
 
@@ -43,6 +44,20 @@ def fence_connections(token: str) -> None:
         connection.commit()
         if row is None or row[0] != token:
             _end(FENCED, "Another daemon leads: this one ends without writing anything more.")
+
+
+def token_of_leader() -> str | None:
+    """Wait for the token on standard input, where a leader writes it once it leads; None when the leader has ended."""
+    told = b""
+    while not told.endswith(b"\n"):
+        # Byte by byte, and not through `sys.stdin`: what comes after the line is for `end_with_leader`.
+        read = os.read(0, 1)
+        if not read:
+            return None
+        told += read
+    # A leader that died since then has closed it: two would work for as long as it takes to notice.
+    ended = bool(select.select([0], [], [], 0)[0])
+    return None if ended else told.decode().strip()
 
 
 def end_with_leader() -> None:

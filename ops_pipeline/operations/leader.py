@@ -2,13 +2,15 @@
 
 Two daemons on one storage fire every schedule twice; Dagster only logs an error about it. Here each is started by a
 leader that holds a fence (see `fences`): the second waits, takes over when the first dies, is stopped or is cut off,
-and the first ends its daemon when it loses the lead.
+and the first ends its daemon when it loses the lead. Who waits has its daemon ready: it has loaded its code, and begins
+to work when it is handed the token of the lead.
 
 What belongs here: the loop and the child process. What does not: how the lead is taken (see `fences`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -36,7 +38,7 @@ def lead(make: Callable[[], Fence], command: Sequence[str], stop: threading.Even
 
     Args:
         make: a new fence, with a token of its own.
-        command: the daemon.
+        command: the daemon, which waits for a line with its token on standard input, and ends when that closes.
         stop: set by whoever wants it to end.
         tell: takes one line for the operator.
 
@@ -45,15 +47,20 @@ def lead(make: Callable[[], Fence], command: Sequence[str], stop: threading.Even
     """
     while not stop.is_set():
         fence = make()
+        ready: list[subprocess.Popen[bytes]] = []
         try:
-            if not _wait_for(fence, stop, tell):
+            if not _wait_for(fence, command, ready, stop, tell):
                 return 0
+            if not ready or ready[-1].poll() is not None:
+                ready.append(_start(command))
             tell("Leading: the daemon starts.")
-            status = _run(fence, command, stop)
+            status = _run(fence, ready[-1], stop)
         except Lost as lost:
             tell(f"The lead is lost: {lost}. The daemon was ended; waiting to lead again.")
             continue
         finally:
+            for daemon in ready:
+                _kill(daemon)
             fence.release()
         if stop.is_set():
             return 0
@@ -65,14 +72,20 @@ def lead(make: Callable[[], Fence], command: Sequence[str], stop: threading.Even
     return 0
 
 
-def _wait_for(fence: Fence, stop: threading.Event, tell: Tell) -> bool:
-    """Wait until this one leads; False when told to stop before."""
+def _wait_for(
+    fence: Fence, command: Sequence[str], ready: list[subprocess.Popen[bytes]], stop: threading.Event, tell: Tell
+) -> bool:
+    """Wait until this one leads, and make a daemon ready once another does; False when told to stop before."""
     told = ""
     while not stop.is_set():
         try:
             if fence.take():
                 return True
             why = "Another daemon leads: standing by."
+            # Not before: where nobody can tell who leads, it would find no storage either. And once only: one that
+            # ends, for lack of memory for example, would do so again.
+            if not ready:
+                ready.append(_start(command))
         except DatabaseProblem as problem:
             why = f"Standing by: {problem}"
         if why != told:
@@ -82,22 +95,33 @@ def _wait_for(fence: Fence, stop: threading.Event, tell: Tell) -> bool:
     return False
 
 
-def _run(fence: Fence, command: Sequence[str], stop: threading.Event) -> int:
+def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
     # The child watches its standard input, which closes however this process ends.
-    variables = environment_of_leader(fence.token)
-    with subprocess.Popen(command, stdin=subprocess.PIPE, env=variables) as daemon:  # noqa: S603 - our own command
+    return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment_of_leader())  # noqa: S603 - our own command
+
+
+def _kill(daemon: subprocess.Popen[bytes]) -> None:
+    """At once and hard: who took over has started already."""
+    daemon.kill()
+    daemon.wait()
+    if daemon.stdin is not None:
+        daemon.stdin.close()
+
+
+def _run(fence: Fence, daemon: subprocess.Popen[bytes], stop: threading.Event) -> int:
+    fence.leads_with(daemon.pid)
+    if daemon.stdin is not None:
+        # One that has just ended is told of by its status below.
+        with contextlib.suppress(BrokenPipeError):
+            daemon.stdin.write(f"{fence.token}\n".encode())
+            daemon.stdin.flush()
+    while True:
         try:
-            fence.leads_with(daemon.pid)
-            while True:
-                try:
-                    return daemon.wait(BEAT_SECONDS)
-                except subprocess.TimeoutExpired:
-                    if stop.is_set():
-                        return _end(fence, daemon)
-                    fence.beat()
-        finally:
-            # At once and hard: who took over has started already.
-            daemon.kill()
+            return daemon.wait(BEAT_SECONDS)
+        except subprocess.TimeoutExpired:
+            if stop.is_set():
+                return _end(fence, daemon)
+            fence.beat()
 
 
 def _end(fence: Fence, daemon: subprocess.Popen[bytes]) -> int:

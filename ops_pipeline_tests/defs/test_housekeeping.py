@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from dagster import AssetKey, AssetMaterialization, DagsterInstance, job, op
+from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckKey,
+    AssetKey,
+    AssetMaterialization,
+    AssetObservation,
+    DagsterInstance,
+    job,
+    op,
+)
 from dagster._core.storage.event_log import SqliteEventLogStorage
 from sqlalchemy import Engine, select
 
 from ops_pipeline.database.engine import reading
 from ops_pipeline.defs import housekeeping
 from ops_pipeline.defs.pruning import delete_runs, storage_bytes
+from ops_pipeline.defs.runless import count_old_words, delete_old_words
 from ops_pipeline.operations.tables import job_outcomes
 from ops_pipeline_tests.defs.deployment import Deployment, deployment
 from ops_pipeline_tests.servers import PostgresServer
@@ -90,9 +101,42 @@ def test_a_second_pass_right_after_deletes_nothing_but_the_first_ones_own_run(us
 
 
 def test_a_dry_run_shows_the_plan_and_deletes_nothing(used: Deployment) -> None:
-    outcome = prune(used, days=NOW, dry_run=True)
-    assert outcome.changed == 0
+    assert prune(used, days=NOW, dry_run=True).job == HOURLY
     assert jobs_of(used.instance).count(JOB) == 2
+
+
+def test_old_words_of_no_run_go_and_the_newest_about_each_partition_and_asset_stays(instance: DagsterInstance) -> None:
+    """Sensors speak without a run, and nothing ever deleted that: a small deployment grew for ever."""
+    for _ in range(3):
+        for partition in ("a", "b", None):
+            instance.report_runless_asset_event(AssetMaterialization("spoken", partition=partition, tags={"k": "v"}))
+        instance.report_runless_asset_event(AssetObservation("spoken"))
+        instance.report_runless_asset_event(check_passed("spoken"))
+    future = datetime.now(UTC) + timedelta(days=1)
+    newest = instance.get_latest_materialization_event(AssetKey("spoken"))
+    assert count_old_words(instance, datetime.now(UTC) - timedelta(days=1)) == 0
+    # Two of three words about each, all events of the check, and two of its three rows.
+    assert count_old_words(instance, future) == 2 * 4 + 3 + 2
+    assert delete_old_words(instance, future, lambda: True) == 0
+    assert delete_old_words(instance, future, lambda: False) == 13
+    assert count_old_words(instance, future) == 0
+    assert instance.get_materialized_partitions(AssetKey("spoken")) == {"a", "b"}
+    assert instance.get_latest_materialization_event(AssetKey("spoken")) == newest
+    assert len(instance.fetch_observations(AssetKey("spoken"), limit=10).records) == 1
+    key = AssetCheckKey(AssetKey("spoken"), "good")
+    assert len(instance.event_log_storage.get_asset_check_execution_history(key, limit=10)) == 1
+
+
+def check_passed(asset: str) -> AssetCheckEvaluation:
+    return AssetCheckEvaluation(asset_key=AssetKey(asset), check_name="good", passed=True, metadata={})
+
+
+def test_the_word_of_a_run_outlives_older_ones_of_no_run(used: Deployment) -> None:
+    used.instance.report_runless_asset_event(AssetMaterialization(HOURLY, partition="2026-03-01-00:00"))
+    before = used.materialized(HOURLY)
+    prune(used, days=NOW)
+    prune(used, days=NOW)
+    assert used.materialized(HOURLY) == before
 
 
 def test_young_runs_stay(used: Deployment) -> None:

@@ -22,16 +22,18 @@ PAUSE_SECONDS = 0.02
 
 def work(place: str) -> None:
     """Write as Dagster's daemon does: a connection for each statement."""
-    from ops_pipeline.operations.fenced import end_with_leader, fence_connections
-    from ops_pipeline.settings import leader_token
+    from ops_pipeline.operations.fenced import end_with_leader, fence_connections, token_of_leader
 
+    token = token_of_leader()
+    if token is None:
+        return
     end_with_leader()
     if not place.startswith("postgresql"):
         while True:
             with (Path(place) / "ticks").open("a") as file:
                 file.write(f"{os.getpid()}\n")
             time.sleep(PAUSE_SECONDS)
-    fence_connections(leader_token() or "")
+    fence_connections(token)
     engine = create_engine(place.replace("+psycopg:", "+psycopg2:"), poolclass=NullPool)
     while True:
         try:
@@ -49,7 +51,7 @@ def main() -> None:
 
     place = sys.argv[1]
     if "--work" in sys.argv:
-        work(place)
+        return work(place)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     url = place if place.startswith("postgresql") else ""
