@@ -62,8 +62,8 @@ def _begin_with_the_lead(lead: Callable[[], None]) -> None:
 def _keep_code_servers() -> None:
     """Keep a code server for as long as it lives.
 
-    Dagster starts a new one every minute, which imports everything: 60 times an hour four seconds of a processor, for
-    code that changes with a restart (as that of the web server does).
+    Dagster starts a new one every minute, which imports everything: ten minutes of a processor in each hour, for code
+    that a restart changes (the web server keeps its own too).
     """
 
     def forget_dead(self: GrpcServerRegistry) -> None:
