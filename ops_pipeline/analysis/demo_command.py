@@ -53,6 +53,7 @@ def _variables(settings: Settings, *, real: bool) -> dict[str, str]:
     """Start the demonstration, and tell where it is; nothing where there is real data."""
     # SQLAlchemy's tables cost every other command 0.1 s.
     from ops_pipeline.analysis import demo  # noqa: PLC0415
+    from ops_pipeline.analysis.demo_leftovers import write_leftovers  # noqa: PLC0415
 
     home = settings.dagster_home.absolute()
     home.mkdir(parents=True, exist_ok=True)
@@ -68,6 +69,8 @@ def _variables(settings: Settings, *, real: bool) -> dict[str, str]:
             click.echo(f"No demo of the analysis lab: {told}.")
             return {}
         click.echo(f"Analysis lab: {told}, with {demo.submit(engine)} tasks.")
+        if write_leftovers(engine):
+            click.echo("There is something to clean up, too: launch run_maintenance with dry_run to see its plans.")
         return {"ANALYZER_URLS": f"{demo.SERVICE}={server.url}", "GENERATED_APPS_DIR": str(apps)}
     finally:
         engine.dispose()

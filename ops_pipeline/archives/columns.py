@@ -6,12 +6,25 @@ What belongs here: types and conversion. What does not: files (`store`) and SQL 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import csv
-from sqlalchemy import JSON, Boolean, Column, Connection, Date, Float, Integer, Table, Text, bindparam, select
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    ColumnElement,
+    Connection,
+    Date,
+    Float,
+    Integer,
+    Table,
+    Text,
+    bindparam,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ops_pipeline.database.copying import copied, copies
@@ -86,14 +99,39 @@ def stored_batches(
     Raises:
         ValueError: a value is none of its column's type; the column is named.
     """
+    if copies(connection):
+        condition = AnyOf(owner, bindparam("texts", type_=TextList()))
+        yield from batches_where(connection, table, condition, at_once, {"texts": array_text(texts)})
+    else:
+        yield from batches_where(connection, table, is_any_of(owner, texts), at_once)
+
+
+def batches_where(
+    connection: Connection,
+    table: Table,
+    condition: ColumnElement[bool],
+    at_once: int,
+    parameters: Mapping[str, Any] | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a table under a condition, with their hashes.
+
+    Args:
+        connection: the snapshot.
+        table: of the rows.
+        condition: which rows.
+        at_once: how many rows are held at most, where the database gives them row by row.
+        parameters: for `copied`.
+
+    Raises:
+        ValueError: a value is none of its column's type; the column is named.
+    """
     schema = schema_of(table)
+    query = select(*archived_columns(table)).where(condition)
     if not copies(connection):
-        query = select(*archived_columns(table)).where(is_any_of(owner, texts))
         for rows in connection.execute(query.execution_options(yield_per=at_once)).partitions():
             yield batch_of(schema, rows)
         return
-    query = select(*archived_columns(table)).where(AnyOf(owner, bindparam("texts", type_=TextList())))
-    for block in copied(connection, query, {"texts": array_text(texts)}, BLOCK_BYTES):
+    for block in copied(connection, query, BLOCK_BYTES, parameters):
         yield from _read_csv(schema, block)
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pyarrow import parquet
 from sqlalchemy import Engine, Table
 
-from ops_pipeline.archives.columns import insert_absent
+from ops_pipeline.archives.columns import HASH, insert_absent
 from ops_pipeline.archives.manifest import Manifest, Part
 from ops_pipeline.archives.store import Store, reading_checked
 from ops_pipeline.database.engine import writing
@@ -89,6 +89,15 @@ def rows_of(store: Store, manifest: Manifest, table: Table, columns: Sequence[st
             for batch in batches(store, manifest, part, columns):
                 found += zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
     return found
+
+
+def hashes_of(store: Store, manifest: Manifest, table: Table) -> Iterator[dict[Any, int]]:
+    """The hash of each archived row of a table by its key, 10,000 at a time: however many there are, few are held."""
+    key = _key_of(table)
+    for part in manifest.parts:
+        if part.table == table.name:
+            for batch in batches(store, manifest, part, (key, HASH)):
+                yield dict(zip(batch.column(key).to_pylist(), batch.column(HASH).to_pylist(), strict=True))
 
 
 def restore_folders(store: Store, manifest: Manifest, target: Path, left_out: Collection[str]) -> int:

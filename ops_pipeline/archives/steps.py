@@ -24,6 +24,7 @@ from ops_pipeline.archives.store import Store, open_store, remove_folder
 from ops_pipeline.archives.writing import ArchiveWriter
 from ops_pipeline.database.engine import database_now, reading
 from ops_pipeline.log_fields import fields
+from ops_pipeline.reconcile import Unavailable
 
 log = logging.getLogger(__name__)
 LeftOut = Mapping[str, Sequence[Any]]
@@ -53,6 +54,7 @@ def archive(
 
     Raises:
         OSError: the store cannot be written; nothing is left of the archive.
+        Unavailable: another run took this one for dead meanwhile; nothing is left of the archive.
     """
     with reading(engine) as connection:
         now = database_now(connection)
@@ -66,7 +68,10 @@ def archive(
         give_up(engine, store, kind, archive_id, tables.WRITING)
         raise
     rows = sum(manifest.rows.values())
-    tables.move(engine, archive_id, tables.WRITING, tables.WRITTEN, rows)
+    if not tables.move(engine, archive_id, tables.WRITING, tables.WRITTEN, rows):
+        # Another run took this one for dead, and removed its files: what it holds must not be deleted.
+        remove_folder(store, manifest.folder)
+        raise Unavailable(f"The archive {manifest.folder} was given up by another run. Nothing of it was deleted.")
     log.debug("Archive %s: %d rows, %s", archive_id, rows, reason, extra=fields(object=archive_id, reason=reason))
     return manifest
 

@@ -22,26 +22,27 @@ def copies(connection: Connection) -> bool:
 
 
 def copied(
-    connection: Connection, query: Rows, parameters: Mapping[str, Any], block_bytes: int
+    connection: Connection, query: Rows, block_bytes: int, parameters: Mapping[str, Any] | None = None
 ) -> Generator[bytes, None, None]:
     """The rows of a query as UTF-8 CSV, in blocks of whole lines: NULL is nothing, an empty text is quoted.
 
     Args:
         connection: a transaction on PostgreSQL.
-        query: its named parameters are those of `parameters`; values that SQLAlchemy would bind by itself are not sent.
-        parameters: as the driver takes them.
+        query: values in it go to the driver as they are: aware times, texts and numbers.
         block_bytes: a block ends with the line that reaches this size.
+        parameters: values of named parameters, where the driver is to get another form.
 
     Raises:
         DatabaseProblem: the database refused.
     """
     compiled = query.compile(dialect=connection.dialect)
+    values = {**compiled.params, **(parameters or {})}
     cursor = connection.connection.cursor()
     lines: list[bytes] = []
     size = 0
     try:
         cursor.execute("SET LOCAL client_encoding = 'UTF8'")
-        with cursor.copy(f"COPY ({compiled}) TO STDOUT (FORMAT csv)", parameters) as copy:
+        with cursor.copy(f"COPY ({compiled}) TO STDOUT (FORMAT csv)", values) as copy:
             for line in copy:
                 lines.append(bytes(line))
                 size += len(line)

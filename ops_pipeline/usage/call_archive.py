@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine
 
-from ops_pipeline.archives.columns import HASH, archived_columns
+from ops_pipeline.archives.columns import batches_where
 from ops_pipeline.archives.manifest import Manifest
-from ops_pipeline.archives.restoring import rows_of
+from ops_pipeline.archives.restoring import hashes_of
 from ops_pipeline.archives.steps import LeftOut, archive, conclude, finish_others, give_up
 from ops_pipeline.archives.store import Store, open_store
 from ops_pipeline.archives.tables import WRITTEN
@@ -21,8 +21,9 @@ from ops_pipeline.archives.writing import ArchiveWriter
 from ops_pipeline.database.engine import reading
 from ops_pipeline.database.expressions import within_hours
 from ops_pipeline.database.leases import Lease
+from ops_pipeline.usage.deleting_calls import delete_calls
 from ops_pipeline.usage.hours import Window
-from ops_pipeline.usage.pruning import KIND, ROWS_AT_ONCE, Pruned, claim, delete_calls, window_of
+from ops_pipeline.usage.pruning import KIND, ROWS_AT_ONCE, Pruned, claim, window_of
 from ops_pipeline.usage.tables import model_calls
 from ops_pipeline.usage.watermarks import pruned_before
 
@@ -41,15 +42,12 @@ class CallArchive:
         Raises:
             OSError: the archive could not be written; nothing was deleted.
         """
-        archived: dict[str, int] = {}
 
         def fill(writer: ArchiveWriter) -> Mapping[str, Any]:
             inside = within_hours(model_calls.c.called_at, window.start, window.end)
-            query = select(*archived_columns(model_calls)).where(inside).execution_options(yield_per=ROWS_AT_ONCE)
             with reading(self.engine) as connection:
-                for rows in connection.execute(query).partitions():
-                    archived.update((row[0], row[-1]) for row in rows)
-                    writer.write(model_calls, rows)
+                for batch in batches_where(connection, model_calls, inside, ROWS_AT_ONCE):
+                    writer.write_batch(model_calls, batch)
             return {
                 "month": f"{window.start:%Y-%m}",
                 "first_hour": window.start.isoformat(),
@@ -64,7 +62,8 @@ class CallArchive:
         if refused:
             give_up(self.engine, where, KIND, manifest.id, WRITTEN)
             return refused
-        left = delete_calls(self.engine, archived, lease, done)
+        # From the archive itself: what cannot be read back is not deleted, and no list of millions of ids is held.
+        left = delete_calls(self.engine, hashes_of(where, manifest, model_calls), lease, done)
         lease.keep(now=True)
         conclude(self.engine, where, manifest, {model_calls.name: left})
         done.kept += len(left)
@@ -79,8 +78,7 @@ class CallArchive:
                 watermark = pruned_before(connection)
             if watermark is None or watermark < window_of(manifest.facts).end:
                 return None
-            archived = dict(rows_of(where, manifest, model_calls, ("id", HASH)))
-            left = delete_calls(self.engine, archived, lease)
+            left = delete_calls(self.engine, hashes_of(where, manifest, model_calls), lease)
             lease.keep(now=True)
             return {model_calls.name: left}
 

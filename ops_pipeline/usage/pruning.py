@@ -9,25 +9,22 @@ What belongs here: the rule, the look and the sequence. Archives are written by 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, func, select
+from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from ops_pipeline.database.batches import next_batch, wait_at_most
-from ops_pipeline.database.engine import database_now, reading, rewriting, writing
+from ops_pipeline.database.engine import database_now, reading, rewriting
 from ops_pipeline.database.errors import DatabaseProblem
-from ops_pipeline.database.expressions import is_any_of, within_hours
-from ops_pipeline.database.leases import Lease, LeaseHeld, leased
+from ops_pipeline.database.expressions import within_hours
+from ops_pipeline.database.leases import LeaseHeld, leased
 from ops_pipeline.database.retry import despite_conflicts
-from ops_pipeline.database.rows import row_hash
 from ops_pipeline.database.types import parse_instant
 from ops_pipeline.passes import SHOWN_CHANGES, Options, Report
-from ops_pipeline.reconcile import Change, Outcome
+from ops_pipeline.reconcile import Change, Outcome, Unavailable
 from ops_pipeline.usage.hours import Window, floor_hour, hour_text
 from ops_pipeline.usage.progress import EARLIEST_HOUR, first_wanted_hour
 from ops_pipeline.usage.statements import hours_within, rolled_up, source_facts
@@ -39,8 +36,6 @@ KIND = "model_calls"
 PRUNE = "archive and prune"
 CALLS_PER_ARCHIVE = 200_000
 ROWS_AT_ONCE = 5_000
-FIRST_BATCH, SMALLEST_BATCH, LARGEST_BATCH = 2_000, 100, 20_000
-LOCK_SECONDS = 0.2
 ADVICE = "Nothing was changed. Read the plan; if it is right, launch again with the limit raised in the run config."
 
 
@@ -109,7 +104,7 @@ def prune_old_calls(engine: Engine, archive: str, policy: PrunePolicy, options: 
         return Report(NAME, skipped="MODEL_CALL_RETENTION_DAYS is not set: raw calls are kept.")
     try:
         return _run(engine, archive, look(engine, policy, policy.retention), options)
-    except (LeaseHeld, DatabaseProblem, OSError, ValueError) as error:
+    except (Unavailable, LeaseHeld, DatabaseProblem, OSError, ValueError) as error:
         return Report(NAME, error=str(error))
     except SQLAlchemyError as error:
         return Report(NAME, error=str(error).partition("\n")[0])
@@ -242,34 +237,6 @@ def claim(engine: Engine, window: Window) -> str:
             return ""
 
     return despite_conflicts(transaction)
-
-
-def delete_calls(engine: Engine, archived: Mapping[str, int], lease: Lease, done: Pruned | None = None) -> list[str]:
-    """Delete calls that are what they were when they were archived; returns the ids of the others that are there."""
-    left, ids, size = list[str](), list(archived), FIRST_BATCH
-    for_update = select(model_calls.c.id, row_hash(model_calls).label("hash"))
-    while ids:
-        batch, ids = ids[:size], ids[size:]
-        started = time.perf_counter()
-
-        def transaction(batch: Sequence[str] = batch) -> tuple[int, list[str]]:
-            with writing(engine) as connection:
-                wait_at_most(connection, LOCK_SECONDS)
-                mine = is_any_of(model_calls.c.id, list(batch))
-                rows = connection.execute(for_update.where(mine).with_for_update()).all()
-                same = [row.id for row in rows if archived[row.id] == row.hash]
-                connection.execute(delete(model_calls).where(is_any_of(model_calls.c.id, same)))
-                return len(same), [row.id for row in rows if archived[row.id] != row.hash]
-
-        deleted, others = despite_conflicts(transaction)
-        seconds = time.perf_counter() - started
-        left += others
-        if done is not None:
-            done.calls += deleted
-            done.longest_seconds = max(done.longest_seconds, seconds)
-        size = next_batch(size, seconds, SMALLEST_BATCH, LARGEST_BATCH)
-        lease.keep()
-    return left
 
 
 def window_of(facts: Mapping[str, Any]) -> Window:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -14,10 +15,19 @@ from sqlalchemy import Engine, func, select
 
 from ops_pipeline.analysis import demo
 from ops_pipeline.analysis.client import check_health
+from ops_pipeline.analysis.demo_leftovers import write_leftovers
+from ops_pipeline.analysis.maintenance.applications import Policy
+from ops_pipeline.analysis.maintenance.archive_tasks import archive_old_tasks
+from ops_pipeline.analysis.maintenance.clean_applications import clean_orphan_applications
+from ops_pipeline.analysis.maintenance.end_tasks import cancel_orphan_tasks, end_stuck_tasks
+from ops_pipeline.analysis.maintenance.lab import Lab
+from ops_pipeline.analysis.maintenance.tasks import TaskPolicy
 from ops_pipeline.analysis.tables import analysis_tasks, generated_applications
 from ops_pipeline.analysis.targets import parse_target
 from ops_pipeline.database.engine import connect, reading, writing
 from ops_pipeline.database.migrate import migrate
+from ops_pipeline.passes import Options
+from ops_pipeline_tests.analysis.queueing import take
 from ops_pipeline_tests.analysis.working import add_task, plan_for, working
 from ops_pipeline_tests.integration.processes import BIN, alive, environment
 from ops_pipeline_tests.servers import wait_until
@@ -101,3 +111,25 @@ def test_where_applications_are_named_there_is_no_demonstration(tmp_path: Path) 
     process = lab(home, "import os; print(os.environ.get('ANALYZER_URLS'))", GENERATED_APPS_DIR=str(tmp_path))
     told, _ = process.communicate(timeout=60)
     assert told.splitlines() == ["There are applications or data of your own: no demo of the analysis lab.", "None"]
+
+
+def test_each_pass_of_maintenance_has_something_to_plan(engine: Engine, tmp_path: Path) -> None:
+    demo.write_applications(tmp_path / "apps")
+    demo.submit(engine)
+    assert write_leftovers(engine) == 16
+    assert write_leftovers(engine) == 0
+    assert not demo.has_real_tasks(engine)
+    lab, options = Lab(engine, str(tmp_path / "apps"), tmp_path, str(tmp_path)), Options(dry_run=True)
+    applications = clean_orphan_applications(lab, Policy(timedelta(days=7)), options)
+    orphans, stuck = cancel_orphan_tasks(lab, TaskPolicy(), options), end_stuck_tasks(lab, TaskPolicy(), options)
+    old = archive_old_tasks(lab, timedelta(days=30), options)
+    assert [report.status for report in (applications, orphans, stuck, old)] == ["success"] * 4
+    assert sorted(change.action for change in applications.changes) == ["delete", "mark missing"]
+    assert [change.key for change in orphans.changes] == ["demo_left_orphan (meta_llama-3.1-70b/app30)"]
+    assert [change.key for change in stuck.changes] == ["demo_left_stuck (openai_gpt-4o/app0)"]
+    assert (old.planned, old.kept) == (3, {"under legal hold": 1})
+
+
+def test_no_worker_takes_what_is_there_to_be_cleaned_up(sqlite_engine: Engine) -> None:
+    write_leftovers(sqlite_engine)
+    assert take(sqlite_engine, now=datetime.now(UTC), services=[demo.SERVICE]) == []

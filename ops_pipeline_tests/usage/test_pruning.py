@@ -21,7 +21,7 @@ from ops_pipeline.database.engine import reading, writing
 from ops_pipeline.database.leases import leased
 from ops_pipeline.passes import Options, Report
 from ops_pipeline.reconcile import SafetyLimit
-from ops_pipeline.usage import call_archive, pruning
+from ops_pipeline.usage import call_archive, deleting_calls, pruning
 from ops_pipeline.usage.aggregate import Policy, aggregate
 from ops_pipeline.usage.hours import HOUR, Window, floor_hour
 from ops_pipeline.usage.late import LateCursor, LatePolicy, look_for_late_calls
@@ -199,10 +199,11 @@ def test_a_call_that_changes_or_comes_after_the_claim_stays_and_is_told(
     gateway.fill(-2, -1)
     real = call_archive.delete_calls
 
-    def after(*arguments: Any) -> list[str]:
+    def after(engine: Engine, archived: Any, *arguments: Any) -> list[str]:
+        (known,) = archived
         write(gateway.engine, call(gateway.hour(-2), id="late"))
-        execute(gateway.engine, f"UPDATE model_calls SET error_reason = 'x' WHERE id = '{sorted(arguments[1])[0]}'")
-        return real(*arguments)
+        execute(gateway.engine, f"UPDATE model_calls SET error_reason = 'x' WHERE id = '{min(known)}'")
+        return real(engine, [known], *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(call_archive, "delete_calls", after)
@@ -214,6 +215,45 @@ def test_a_call_that_changes_or_comes_after_the_claim_stays_and_is_told(
     again = gateway.prune()
     assert again.outcome.changed == 0
     assert again.kept == {"came after their hours were pruned: in no roll-up": 2}
+
+
+def test_a_call_that_somebody_else_deleted_after_the_claim_is_no_obstacle(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway.fill(-2, -1)
+    real = call_archive.delete_calls
+
+    def after(engine: Engine, archived: Any, *arguments: Any) -> list[str]:
+        (known,) = archived
+        execute(gateway.engine, f"DELETE FROM model_calls WHERE id = '{min(known)}'")
+        return real(engine, [known], *arguments)
+
+    monkeypatch.setattr(call_archive, "delete_calls", after)
+    report = gateway.prune()
+    assert (report.status, report.outcome.changed, report.outcome.skipped) == ("success", 3, 0)
+    assert rows(gateway.engine, model_calls) == []
+
+
+def test_an_archive_that_cannot_be_read_back_deletes_nothing(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway.fill(-2, -1)
+    real = call_archive.claim
+
+    def damaging(*arguments: Any) -> str:
+        for file in Path(gateway.archive).rglob("*.parquet"):
+            file.write_bytes(b"x" * file.stat().st_size)
+        return real(*arguments)
+
+    monkeypatch.setattr(call_archive, "claim", damaging)
+    report = gateway.prune()
+    assert "is damaged, its checksum is another one" in report.error
+    assert len(rows(gateway.engine, model_calls)) == 4
+
+
+def test_an_archive_in_a_place_of_an_unknown_kind_is_an_error_in_words(gateway: Gateway) -> None:
+    gateway.fill(-2)
+    gateway.archive = "nowhere://bucket"
+    assert gateway.prune().error.startswith("nowhere://bucket: Protocol not known")
+    assert len(rows(gateway.engine, model_calls)) == 2
 
 
 # The watermark
@@ -342,8 +382,8 @@ def test_what_dies_at_any_step_loses_nothing_and_nothing_is_twice(
     with monkeypatch.context() as patch:
         if step == "half":
             for name in ("FIRST_BATCH", "LARGEST_BATCH", "SMALLEST_BATCH"):
-                patch.setattr(pruning, name, 1)
-            real, calls = pruning.next_batch, []
+                patch.setattr(deleting_calls, name, 1)
+            real, calls = deleting_calls.next_batch, []
 
             def second(*arguments: Any) -> int:
                 calls.append(1)
@@ -351,7 +391,7 @@ def test_what_dies_at_any_step_loses_nothing_and_nothing_is_twice(
                     raise Killed
                 return real(*arguments)
 
-            patch.setattr(pruning, "next_batch", second)
+            patch.setattr(deleting_calls, "next_batch", second)
         else:
             patch.setattr(call_archive, step, killed)
         with pytest.raises(Killed):

@@ -27,33 +27,51 @@ from ops_pipeline.database.rows import row_hash
 ROWS_PER_TRANSACTION = 5_000
 LOCK_SECONDS = 0.2
 _table = generated_applications.c
+# What is still to be made has not been missed by anybody yet.
+_MADE = _table.generation_status.not_in((PENDING, RUNNING))
+_PLAIN = _table.missing_since.is_(None), _table.labels.is_(None)
 
 
 def read_slugs(connection: Connection) -> list[str]:
-    """Every model that has an application."""
-    return list(connection.scalars(select(_table.model_slug).distinct()))
+    """Every model that has an application, through the index: one step for each model, not for each application."""
+    models = select(func.min(_table.model_slug).label("slug")).cte("models", recursive=True)
+    following = select(func.min(_table.model_slug)).where(_table.model_slug > models.c.slug).scalar_subquery()
+    models = models.union_all(select(following).where(models.c.slug.is_not(None)))
+    return list(connection.scalars(select(models.c.slug).where(models.c.slug.is_not(None))))
 
 
-def read_applications(connection: Connection) -> list[Application]:
-    """Every application, but for those that are still to be made: nobody has missed them yet."""
-    made = _table.generation_status.not_in((PENDING, RUNNING))
-    since, seen = _table.missing_since, _table.missing_seen_at
-    plain = select(_table.id, _table.model_slug, _table.app_number, _table.version).where(
-        made, since.is_(None), _table.labels.is_(None)
-    )
-    # Most have neither a mark nor labels: with all columns 100,000 of them take twice as long.
-    found = [Application(*row) for row in connection.execute(plain)]
+def read_numbers(connection: Connection) -> list[tuple[str, int, set[int]]]:
+    """Of the applications without mark and labels by model: how many there are, and their numbers.
+
+    Most have neither, and 100,000 rows by themselves take longer to read than to look for on a disk.
+    """
+    numbers = func.aggregate_strings(cast(_table.app_number, Text), ",")
+    query = select(_table.model_slug, func.count(), numbers).where(_MADE, *_PLAIN).group_by(_table.model_slug)
+    return [(slug, count, set(map(int, text.split(",")))) for slug, count, text in connection.execute(query)]
+
+
+def read_plain(connection: Connection, targets: Sequence[str]) -> list[Application]:
+    """Applications without mark and labels that stand for some targets, in all their versions."""
+    columns = _table.id, _table.model_slug, _table.app_number, _table.version
+    query = select(*columns).where(_MADE, *_PLAIN, is_any_of(_table.target, targets))
+    return [Application(*row) for row in connection.execute(query)] if targets else []
+
+
+def read_noted(connection: Connection, *conditions: ColumnElement[bool]) -> list[Application]:
+    """Applications that have a mark or labels, under further conditions."""
     columns = (
         _table.id,
         _table.model_slug,
         _table.app_number,
         _table.version,
-        known_instant(since).label("since"),
+        known_instant(_table.missing_since).label("since"),
         _table.missing_looks,
-        known_instant(seen).label("seen"),
+        known_instant(_table.missing_seen_at).label("seen"),
         cast(_table.labels, Text).label("labels"),
     )
-    for row in connection.execute(select(*columns).where(made, or_(since.is_not(None), _table.labels.is_not(None)))):
+    noted = or_(_table.missing_since.is_not(None), _table.labels.is_not(None))
+    found: list[Application] = []
+    for row in connection.execute(select(*columns).where(_MADE, noted, *conditions)):
         labels = json_or_text(row.labels)
         found.append(Application(*row[:7], hold=hold_of(labels), retention=retention_of(labels)))
     return found
@@ -95,8 +113,7 @@ def clear(engine: Engine, rows: Sequence[Application]) -> int:
 def clear_named(engine: Engine, target: str) -> list[Application]:
     """Take the marks of all versions of one application away; returns those that had one, as they were."""
     with writing(engine) as connection:
-        found = [row for row in read_applications(connection) if f"{row.slug}/app{row.number}" == target]
-        marked = [row for row in found if row.missing_since is not None]
+        marked = [row for row in read_noted(connection, _table.target == target) if row.missing_since is not None]
         ids = is_any_of(_table.id, [row.id for row in marked])
         values = {"missing_since": None, "missing_looks": 0, "missing_seen_at": None}
         connection.execute(update(generated_applications).where(ids).values(values))
@@ -127,6 +144,8 @@ def _update(
 def delete_archived(connection: Connection, archived: dict[str, int], policy: Policy) -> set[str]:
     """Delete applications that are what they were when they were archived, and still due; returns those deleted.
 
+    One that somebody holds just now stays: whoever waited for it would keep the others locked meanwhile.
+
     Args:
         connection: a transaction of `engine.writing`.
         archived: the hash of each row, by id.
@@ -135,7 +154,11 @@ def delete_archived(connection: Connection, archived: dict[str, int], policy: Po
     limit = instant_order(database_now(connection) - policy.retention)
     due = and_(instant_order(_table.missing_since) < limit, _table.missing_looks >= LOOKS)
     mine = is_any_of(_table.id, sorted(archived))
-    locked = select(_table.id, row_hash(generated_applications).label("hash")).where(mine, due).with_for_update()
+    locked = (
+        select(_table.id, row_hash(generated_applications).label("hash"))
+        .where(mine, due)
+        .with_for_update(skip_locked=True)
+    )
     unchanged = [row.id for row in connection.execute(locked) if archived[row.id] == row.hash]
     connection.execute(delete(generated_applications).where(is_any_of(_table.id, unchanged), due))
     return set(unchanged)
@@ -173,8 +196,3 @@ def saw_root(engine: Engine, location: str, applications: int) -> None:
     with writing(engine) as connection:
         seen = {"looked_at": database_now(connection), "applications": applications}
         connection.execute(update(application_roots).where(application_roots.c.location == location).values(seen))
-
-
-def count_applications(connection: Connection) -> int:
-    """How many applications there are."""
-    return connection.execute(select(func.count()).select_from(generated_applications)).scalar_one()

@@ -88,7 +88,7 @@ class Decisions:
         return [row for change, row in self.changes if change.action == action]
 
 
-def decide(rows: Iterable[Application], found: Found, policy: Policy, now: datetime) -> Decisions:
+def decide(rows: Iterable[Application], found: Found, policy: Policy, now: datetime, *, others: int = 0) -> Decisions:
     """Compare applications with what a look has found.
 
     Args:
@@ -96,11 +96,12 @@ def decide(rows: Iterable[Application], found: Found, policy: Policy, now: datet
         found: the look.
         policy: the grace.
         now: the database's time.
+        others: how many more there are, which have a directory and no mark.
     """
     changes: list[tuple[Change, Application]] = []
     kept: Counter[str] = Counter()
     failed: dict[str, str] = {}
-    scanned, oldest = 0, timedelta(0)
+    scanned, oldest = others, timedelta(0)
     nowhere: frozenset[int] = frozenset()
     for row in rows:
         scanned += 1

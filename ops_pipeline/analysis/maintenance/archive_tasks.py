@@ -26,7 +26,9 @@ from ops_pipeline.reconcile import Change, Outcome
 
 NAME = "old_tasks"
 KIND = "analysis_tasks"
-TREES_PER_PAGE = 2_000
+FIRST_PAGE, SMALLEST_PAGE, LARGEST_PAGE = 250, 10, 2_000
+"""Trees. What is archived of a page is kept in memory until it is deleted: pages shrink when trees have many rows."""
+ROWS_PER_PAGE = 20_000
 ARCHIVE = "archive and delete"
 ADVICE = "Nothing was changed. Read the plan; if it is right, launch again with the limit raised in the run config."
 
@@ -36,8 +38,8 @@ class Done:
     """What the pass did so far.
 
     Attributes:
-        after: where the next page would begin; None once all pages were seen.
-        left_at: when the oldest root that the time budget left had ended.
+        after: where the last page that was read began.
+        page: how many trees the next one has.
     """
 
     changes: list[Change] = field(default_factory=list)
@@ -53,6 +55,7 @@ class Done:
     finished: int = 0
     stopped: bool = False
     after: store.Key = field(default_factory=store.Key)
+    page: int = field(default_factory=lambda: FIRST_PAGE)
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,11 @@ def _page(sweep: Sweep, archive: Archive | None, read: Callable[..., tuple[list[
     if isinstance(after, store.Key):
         done.after = after
     with reading(sweep.lab.engine) as connection:
-        trees, following = read(connection, sweep.cutoff, after, TREES_PER_PAGE)
-        owners = store.read_pipelines(connection, trees), store.read_keepers(connection, trees)
-        decisions = decide_trees(trees, *owners, sweep.retention, sweep.now)
+        trees, following = read(connection, sweep.cutoff, after, done.page)
+        members = [member for tree in trees for member in tree.members]
+        owners = store.read_pipelines(connection, {one.pipeline_id for one in members if one.pipeline_id})
+        keepers = store.read_keepers(connection, {one.target for one in members})
+        decisions = decide_trees(trees, owners, keepers, sweep.retention, sweep.now)
         delete = archive(connection, decisions.going) if archive and decisions.going else None
     _count(done, decisions, sweep.now)
     if delete is not None:
@@ -157,6 +162,7 @@ def _archiving(sweep: Sweep, lease: Lease) -> Archive:
 
         def fill(writer: ArchiveWriter) -> Mapping[str, Any]:
             archived[:] = tree_archive.fill(connection, writer, trees, folders)
+            done.page = _next_page(len(trees), sum(one.size for one in archived))
             return tree_archive.facts_of(trees, sweep.days)
 
         reason = f"tasks that ended more than {sweep.days:g} days ago"
@@ -198,6 +204,12 @@ def _archiving(sweep: Sweep, lease: Lease) -> Archive:
         return both
 
     return halving
+
+
+def _next_page(trees: int, rows: int) -> int:
+    """How many trees the next page has, from how many rows these ones have; at most twice as many."""
+    wanted = trees * ROWS_PER_PAGE // max(rows, 1)
+    return min(max(wanted, SMALLEST_PAGE), 2 * max(trees, SMALLEST_PAGE), LARGEST_PAGE)
 
 
 def _finish_others(sweep: Sweep, lease: Lease) -> int:

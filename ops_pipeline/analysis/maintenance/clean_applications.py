@@ -5,14 +5,11 @@ What belongs here: the sequence. The rules are in `applications` and `root`, SQL
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
-
-from sqlalchemy import select
 
 from ops_pipeline.analysis.maintenance import application_store as store
 from ops_pipeline.analysis.maintenance.applications import (
@@ -20,26 +17,19 @@ from ops_pipeline.analysis.maintenance.applications import (
     DELETE,
     LOOK,
     MARK,
-    Application,
     Decisions,
     Policy,
     decide,
 )
+from ops_pipeline.analysis.maintenance.delete_applications import delete_applications, finish_others
 from ops_pipeline.analysis.maintenance.lab import Lab, telling
 from ops_pipeline.analysis.maintenance.root import Found, Known, judge, look, new_marker
-from ops_pipeline.analysis.tables import generated_applications
-from ops_pipeline.database.batches import next_batch
-from ops_pipeline.database.engine import database_now, reading, writing
-from ops_pipeline.database.expressions import is_any_of
+from ops_pipeline.database.engine import database_now, reading
 from ops_pipeline.database.leases import Lease, leased
-from ops_pipeline.database.retry import despite_conflicts
 from ops_pipeline.passes import SHOWN_CHANGES, Options, Report
 from ops_pipeline.reconcile import Change, Outcome, Plan, SafetyLimit, Unavailable, count_reasons
 
 NAME = "orphan_applications"
-KIND = "generated_applications"
-ROWS_PER_ARCHIVE = 10_000
-SMALLEST_BATCH, LARGEST_BATCH = 100, 10_000
 
 
 @dataclass(frozen=True)
@@ -84,31 +74,46 @@ def _run(lab: Lab, policy: Policy, options: Options, *, adopt: bool) -> Report:
         seen = _look(lab, policy, adopt=adopt)
         return _planned(seen, _objection(seen, policy, options))
     with leased(lab.engine, f"maintenance {NAME}") as lease:
-        finished = _finish_others(lab, policy)
         seen = _look(lab, policy, adopt=adopt)
-        lease.keep(now=True)
         objection = _objection(seen, policy, options)
+        finished = 0
+        if not objection:
+            _believe(lab, seen)
+            # Only now: what a dead run has archived may have its directory back, or the whole root be gone.
+            finished = finish_others(lab, policy)
+        if finished:
+            seen = _look(lab, policy, adopt=False)
+            objection = _objection(seen, policy, options)
         if objection:
             return _planned(seen, objection)
-        _believe(lab, seen)
         applied = _apply(lab, policy, options, seen, lease)
     _tell(options, policy, applied)
     return _report(seen, applied, finished)
 
 
 def _look(lab: Lab, policy: Policy, *, adopt: bool) -> Look:
-    """Read first, then look: an application that is made in between is not among those read.
+    """Look at the disk while the database is read, in a snapshot from before: no application is newer than the look.
 
     Raises:
         Unavailable: the root could not be looked at, or is not to be believed.
     """
-    with reading(lab.engine) as connection:
-        rows = store.read_applications(connection)
+    with reading(lab.engine) as connection, ThreadPoolExecutor(1) as beside:
+        looking = beside.submit(look, lab.applications, store.read_slugs(connection), seconds=lab.look_seconds)
         known = store.read_root(connection, lab.applications)
         now = database_now(connection)
-    found = look(lab.applications, {row.slug for row in rows}, seconds=lab.look_seconds)
-    remember = judge(lab.applications, found, known, len(rows), adopt=adopt)
-    return Look(now, found, decide(rows, found, policy, now), remember)
+        noted, numbers = store.read_noted(connection), store.read_numbers(connection)
+        found = looking.result()
+        total = len(noted) + sum(count for _, count, _ in numbers)
+        remember = judge(lab.applications, found, known, total, adopt=adopt)
+        rows = noted + store.read_plain(connection, _without_directory(numbers, found))
+    return Look(now, found, decide(rows, found, policy, now, others=total - len(rows)), remember)
+
+
+def _without_directory(numbers: Iterable[tuple[str, int, set[int]]], found: Found) -> list[str]:
+    """What a look has not found, as targets: objects are made of these rows alone."""
+    nowhere: frozenset[int] = frozenset()
+    missing = ((slug, some - found.present.get(slug, nowhere)) for slug, _, some in numbers)
+    return [f"{slug}/app{number}" for slug, some in missing for number in sorted(some)]
 
 
 def _objection(seen: Look, policy: Policy, options: Options) -> str:
@@ -151,104 +156,10 @@ def _apply(lab: Lab, policy: Policy, options: Options, seen: Look, lease: Lease)
     done.looked = store.count_look(lab.engine, looks, policy.spacing())
     done.cleared = store.clear(lab.engine, clears)
     done.skipped = len(marks) + len(looks) + len(clears) - done.marked - done.looked - done.cleared
-    _delete(lab, policy, options, planned=decisions.of(DELETE), lease=lease, done=done)
+    gone = delete_applications(lab, policy, options, decisions.of(DELETE), lease)
+    done.deleted, done.left, done.archives = gone.deleted, gone.left, gone.archives
+    done.skipped += gone.skipped
     return done
-
-
-def _delete(
-    lab: Lab, policy: Policy, options: Options, *, planned: Sequence[Application], lease: Lease, done: Applied
-) -> None:
-    deadline = options.deadline()
-    for first in range(0, len(planned), ROWS_PER_ARCHIVE):
-        if deadline.passed:
-            done.left += len(planned) - first
-            return
-        rows = planned[first : first + ROWS_PER_ARCHIVE]
-        # Once more, right before: one may have come back while the others were looked at.
-        gone = _still_missing(lab, rows)
-        deleted = _archive_and_delete(lab, policy, options, gone, done) if gone else 0
-        done.deleted += deleted
-        done.skipped += len(rows) - deleted
-        lease.keep()
-
-
-def _still_missing(lab: Lab, rows: Sequence[Application]) -> list[Application]:
-    found = look(lab.applications, {row.slug for row in rows}, seconds=lab.look_seconds)
-    with reading(lab.engine) as connection:
-        known = store.read_root(connection, lab.applications)
-    judge(lab.applications, found, known, 0)
-    nowhere: frozenset[int] = frozenset()
-    return [
-        row
-        for row in rows
-        if row.number not in found.present.get(row.slug, nowhere)
-        and row.slug not in found.unknown
-        and (row.slug, row.number) not in found.odd
-    ]
-
-
-def _archive_and_delete(lab: Lab, policy: Policy, options: Options, rows: Sequence[Application], done: Applied) -> int:
-    # pyarrow takes 0.3 s to import, which passes that delete nothing need not pay.
-    from ops_pipeline.archives.columns import archived_columns  # noqa: PLC0415
-    from ops_pipeline.archives.steps import archive, conclude  # noqa: PLC0415
-    from ops_pipeline.archives.store import open_store  # noqa: PLC0415
-    from ops_pipeline.archives.writing import ArchiveWriter  # noqa: PLC0415
-
-    table = generated_applications
-    wanted = is_any_of(table.c.id, [row.id for row in rows])
-    with reading(lab.engine) as connection:
-        found = [tuple(row) for row in connection.execute(select(*archived_columns(table)).where(wanted))]
-    archived = {row[0]: row[-1] for row in found}
-
-    def fill(writer: ArchiveWriter) -> Mapping[str, Any]:
-        writer.write(table, found)
-        return {"retention_days": policy.retention.total_seconds() / 86_400}
-
-    where = open_store(lab.archive)
-    manifest = archive(
-        lab.engine, where, KIND, run_id=options.run_id, reason="their directories were missing", fill=fill
-    )
-    deleted, kept = _delete_archived(lab, policy, archived)
-    conclude(lab.engine, where, manifest, {table.name: sorted(kept)})
-    done.archives.append(manifest.folder)
-    return deleted
-
-
-def _delete_archived(lab: Lab, policy: Policy, archived: Mapping[str, int]) -> tuple[int, set[str]]:
-    """Delete archived rows that are still what they were; how many, and those that stay."""
-    deleted, kept, ids, size = 0, set[str](), sorted(archived), SMALLEST_BATCH
-    while ids:
-        now, ids = ids[:size], ids[size:]
-        started = time.perf_counter()
-        batch = {one: archived[one] for one in now}
-
-        def transaction(batch: dict[str, int] = batch) -> tuple[set[str], set[str]]:
-            with writing(lab.engine) as connection:
-                gone = store.delete_archived(connection, batch, policy)
-                return gone, store.still_there(connection, sorted(set(batch) - gone))
-
-        gone, there = despite_conflicts(transaction)
-        deleted, kept = deleted + len(gone), kept | there
-        size = next_batch(size, time.perf_counter() - started, SMALLEST_BATCH, LARGEST_BATCH)
-    return deleted, kept
-
-
-def _finish_others(lab: Lab, policy: Policy) -> int:
-    """Finish what dead runs have left."""
-    from ops_pipeline.archives import tables  # noqa: PLC0415
-
-    if not tables.unfinished(lab.engine, KIND):
-        return 0
-    from ops_pipeline.archives.columns import HASH  # noqa: PLC0415
-    from ops_pipeline.archives.restoring import rows_of  # noqa: PLC0415
-    from ops_pipeline.archives.steps import LeftOut, finish_others  # noqa: PLC0415
-
-    def delete(where: Any, manifest: Any) -> LeftOut:
-        archived = dict(rows_of(where, manifest, generated_applications, ("id", HASH)))
-        _, kept = _delete_archived(lab, policy, archived)
-        return {generated_applications.name: sorted(kept)}
-
-    return finish_others(lab.engine, KIND, delete)
 
 
 def _tell(options: Options, policy: Policy, done: Applied) -> None:

@@ -70,6 +70,7 @@ def fill(connection: Connection, writer: ArchiveWriter, trees: Sequence[Tree], f
         found.append(one)
         for member in tree.members:
             tree_of[member.id] = one
+            one.belongs(member.target, member.pipeline_id, member.completed_at)
             folder = folders.of(member.id, member.target)
             if folder:
                 one.folders[member.id] = folder
@@ -99,16 +100,18 @@ def _values(batch: Any, *names: str) -> Iterable[tuple[Any, ...]]:
 
 def read_back(where: Store, manifest: Manifest, folders: Folders) -> list[Archived]:
     """The trees of an archive that a dead run left."""
-    tasks = rows_of(where, manifest, analysis_tasks, ("id", "parent_id", "target", HASH))
-    above = {task: parent for task, parent, _, _ in tasks}
+    columns = ("id", "parent_id", "target", "pipeline_id", "completed_at", HASH)
+    tasks = rows_of(where, manifest, analysis_tasks, columns)
+    above = {task: parent for task, parent, *_ in tasks}
     trees: dict[str, Archived] = {}
     tree_of: dict[str, Archived] = {}
-    for task, _, target, number in tasks:
+    for task, _, target, pipeline_id, completed_at, number in tasks:
         root = task
         while above.get(above[root] or "", root) is not root and above[root] in above:
             root = above[root]
         one = tree_of[task] = trees.setdefault(root, Archived(root))
         one.tasks[task] = number
+        one.belongs(target, pipeline_id, completed_at)
         folder = folders.of(task, target)
         if folder:
             one.folders[task] = folder

@@ -8,7 +8,7 @@ What belongs here: SQL. Decisions are in `old_trees`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -40,6 +40,7 @@ from ops_pipeline.analysis.tables import (
     generated_applications,
     task_events,
 )
+from ops_pipeline.database.engine import database_now
 from ops_pipeline.database.expressions import instant_order, is_any_of
 from ops_pipeline.database.instants import EARLIEST, known_instant
 from ops_pipeline.database.rows import row_hash
@@ -62,12 +63,33 @@ class Key:
 
 @dataclass
 class Archived:
-    """What was archived of a tree: the hash of each row, by table and key; and the folder of each task."""
+    """What was archived of a tree.
+
+    Attributes:
+        root: the id of the task at its top.
+        tasks: the hash of each task, by id.
+        rows: the hash of each row that belongs to them, by table and key.
+        folders: the folder of each task that has one.
+        targets: what its tasks work on.
+        pipelines: the ids of the pipelines that they belong to.
+        last_end: when the last of them ended.
+    """
 
     root: str
     tasks: dict[str, int] = field(default_factory=dict)
     rows: dict[str, dict[Any, int]] = field(default_factory=lambda: {table.name: {} for table in BELONGINGS})
     folders: dict[str, str] = field(default_factory=dict)
+    targets: set[str] = field(default_factory=set)
+    pipelines: set[str] = field(default_factory=set)
+    last_end: datetime = EARLIEST
+
+    def belongs(self, target: str, pipeline_id: str | None, completed_at: datetime | None) -> None:
+        """Keep what may keep a task of it."""
+        self.targets.add(target)
+        if pipeline_id:
+            self.pipelines.add(pipeline_id)
+        if completed_at is not None and completed_at > self.last_end:
+            self.last_end = completed_at
 
     @property
     def size(self) -> int:
@@ -152,20 +174,21 @@ def _whole(connection: Connection, roots: Sequence[Member]) -> list[Tree]:
     return trees_of(levels)
 
 
-def read_pipelines(connection: Connection, trees: Sequence[Tree]) -> dict[str, Owner]:
-    """The pipelines that trees name."""
+def read_pipelines(connection: Connection, ids: Collection[str]) -> dict[str, Owner]:
+    """Pipelines by their ids."""
+    if not ids:
+        return {}
     table = pipelines.c
-    ids = sorted({member.pipeline_id for tree in trees for member in tree.members if member.pipeline_id})
-    query = select(table.id, table.status, cast(table.labels, Text).label("labels")).where(is_any_of(table.id, ids))
+    wanted = is_any_of(table.id, sorted(ids))
+    query = select(table.id, table.status, cast(table.labels, Text).label("labels")).where(wanted)
     return {row.id: _owner(row.labels, unfinished=row.status not in TERMINAL) for row in connection.execute(query)}
 
 
-def read_keepers(connection: Connection, trees: Sequence[Tree]) -> dict[str, Owner]:
-    """The applications with labels that trees name."""
+def read_keepers(connection: Connection, targets: Collection[str]) -> dict[str, Owner]:
+    """The applications with labels among some targets."""
     table = generated_applications.c
-    targets = sorted({member.target for tree in trees for member in tree.members})
     labels = cast(table.labels, Text).label("labels")
-    query = select(table.target, labels).where(is_any_of(table.target, targets), table.labels.is_not(None))
+    query = select(table.target, labels).where(is_any_of(table.target, sorted(targets)), table.labels.is_not(None))
     found: dict[str, Owner] = {}
     for row in connection.execute(query):
         one, known = _owner(row.labels), found.get(row.target, Owner())
@@ -195,34 +218,64 @@ def delete_trees(connection: Connection, trees: Sequence[Archived], cutoff: date
     Raises:
         Changed: something is not what was archived, or is new.
     """
-    ids = [task for tree in trees for task in tree.tasks]
-    roots = [tree.root for tree in trees]
-    archived = {task: number for tree in trees for task, number in tree.tasks.items()}
+    if _kept_meanwhile(connection, trees):
+        raise Changed
+    # One by one says which row is another one. Of many trees the sum says as much: whoever called halves them then.
+    sums = connection.dialect.name == "postgresql" and len(trees) > 1
+    delete_those = _delete_in_sum if sums else _delete_one_by_one
+    tasks = {task: number for tree in trees for task, number in tree.tasks.items()}
+    ids = list(tasks)
     for table in BELONGINGS:
         known = {key: number for tree in trees for key, number in tree.rows[table.name].items()}
-        _compare(_deleted(connection, table, is_any_of(belonging(table), ids)), known)
+        delete_those(connection, table, is_any_of(belonging(table), ids), known)
     unfinished = exists().where(pipelines.c.id == _task.pipeline_id, pipelines.c.status.not_in(TERMINAL))
     due = and_(_task.status.in_(TERMINAL), _old(cutoff), ~unfinished)
-    below = sorted(set(ids) - set(roots))
+    roots = {tree.root: tree.tasks[tree.root] for tree in trees}
+    below = {task: number for task, number in tasks.items() if task not in roots}
     for some in (below, roots):
         if some:
-            _compare(_deleted(connection, analysis_tasks, and_(is_any_of(_task.id, some), due)), archived)
-    left = or_(is_any_of(_task.id, ids), is_any_of(_task.parent_id, ids))
+            delete_those(connection, analysis_tasks, and_(is_any_of(_task.id, list(some)), due), some)
+    left = is_any_of(_task.parent_id, ids)
+    if not sums:
+        left = or_(is_any_of(_task.id, ids), left)
     if connection.execute(select(exists().where(left))).scalar_one():
         raise Changed
 
 
-def _deleted(connection: Connection, table: Table, condition: ColumnElement[bool]) -> Sequence[Any]:
+def _kept_meanwhile(connection: Connection, trees: Sequence[Archived]) -> bool:
+    """Whether a pipeline or an application keeps one of the trees by now, whatever it did when they were archived."""
+    owners = read_pipelines(connection, {one for tree in trees for one in tree.pipelines})
+    keepers = read_keepers(connection, {one for tree in trees for one in tree.targets})
+    if not owners and not keepers:
+        return False
+    now = database_now(connection)
+    return any(
+        owner.unfinished or owner.hold or (owner.retention is not None and now - tree.last_end <= owner.retention)
+        for tree in trees
+        for owner in (*map(owners.get, tree.pipelines), *map(keepers.get, tree.targets))
+        if owner is not None
+    )
+
+
+def _delete_in_sum(
+    connection: Connection, table: Table, condition: ColumnElement[bool], archived: Mapping[Any, int]
+) -> None:
+    """Delete rows and compare how many they are, and the sum of what they are: no row travels to this process."""
+    gone = delete(table).where(condition).returning(row_hash(table).label("hash")).cte("gone")
+    count, total = connection.execute(select(func.count(), func.sum(gone.c.hash))).one()
+    if count != len(archived) or (total or 0) != sum(archived.values()):
+        raise Changed
+
+
+def _delete_one_by_one(
+    connection: Connection, table: Table, condition: ColumnElement[bool], archived: Mapping[Any, int]
+) -> None:
+    """Delete rows and compare each; one that is not there any more needs no comparison."""
     key = next(iter(table.primary_key.columns))
     statement = delete(table).where(condition).returning(key, row_hash(table))
     # All of them at once: on SQLite a deletion that is read only in part can be neither committed nor undone.
-    return connection.execute(statement).all()
-
-
-def _compare(deleted: Sequence[Any], archived: Mapping[Any, int]) -> None:
-    for key, number in deleted:
-        if archived.get(key) != number:
-            raise Changed
+    if any(archived.get(key) != number for key, number in connection.execute(statement).all()):
+        raise Changed
 
 
 def still_there(connection: Connection, tree: Archived) -> dict[str, list[Any]]:

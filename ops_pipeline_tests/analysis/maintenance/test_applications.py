@@ -6,15 +6,17 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import update
+from sqlalchemy import Engine, update
 
 from ops_pipeline.analysis.maintenance import application_store as store
 from ops_pipeline.analysis.maintenance import clean_applications as module
+from ops_pipeline.analysis.maintenance import delete_applications as deletion
 from ops_pipeline.analysis.maintenance.applications import (
     CLEAR,
     DELETE,
@@ -34,7 +36,7 @@ from ops_pipeline.archives.manifest import read_manifests
 from ops_pipeline.archives.restoring import restore_rows
 from ops_pipeline.archives.store import open_store
 from ops_pipeline.archives.tables import archives
-from ops_pipeline.database.engine import writing
+from ops_pipeline.database.engine import reading, writing
 from ops_pipeline.database.leases import leased
 from ops_pipeline.reconcile import SafetyLimit
 from ops_pipeline_tests.analysis.maintenance.scene import DAY, HOUR, SECOND, WEEK, Scene, changed
@@ -252,17 +254,14 @@ def test_one_that_returns_between_the_look_and_the_deletion_stays(
     settled(scene)
     scene.remove(4)
     due(scene, 4)
-    real, looks = module.look, []
+    real = deletion.look
 
     def returning(*arguments: Any, **keywords: Any) -> Found:
-        if looks:
-            (scene.root / "gpt" / "app4").mkdir()
-        looks.append(1)
+        (scene.root / "gpt" / "app4").mkdir()
         return real(*arguments, **keywords)
 
-    monkeypatch.setattr(module, "look", returning)
+    monkeypatch.setattr(deletion, "look", returning)
     report = scene.clean()
-    assert len(looks) == 2
     assert (report.outcome.skipped, report.facts["deleted"], len(scene.marks())) == (1, 0, 20)
 
 
@@ -280,13 +279,13 @@ def test_what_somebody_changes_between_archive_and_deletion_stays(
     settled(scene)
     scene.remove(4)
     due(scene, 4)
-    real = module._delete_archived
+    real = deletion._delete_archived
 
     def after(*arguments: Any) -> Any:
         scene.execute(meanwhile)
         return real(*arguments)
 
-    monkeypatch.setattr(module, "_delete_archived", after)
+    monkeypatch.setattr(deletion, "_delete_archived", after)
     report = scene.clean()
     assert (report.outcome.skipped, len(scene.marks())) == (1, 20)
     (manifest,) = read_manifests(open_store(str(scene.archive)))
@@ -397,15 +396,13 @@ def test_a_root_that_goes_between_the_look_and_the_deletion_deletes_nothing(
     settled(scene)
     scene.remove(4)
     due(scene, 4)
-    real, looks = module.look, []
+    real = deletion.look
 
     def going(*arguments: Any, **keywords: Any) -> Found:
-        if looks:
-            happens(scene)
-        looks.append(1)
+        happens(scene)
         return real(*arguments, **keywords)
 
-    monkeypatch.setattr(module, "look", going)
+    monkeypatch.setattr(deletion, "look", going)
     report = scene.clean()
     assert report.status == "failed"
     assert len(scene.rows(generated_applications)) == 20
@@ -482,7 +479,7 @@ def test_what_a_dead_run_left_is_finished_and_nothing_is_lost_or_twice(
         if step == "deleted":
             patch.setattr(steps, "conclude", killed)
         elif step == "half deleted":
-            patch.setattr(module, "SMALLEST_BATCH", 1)
+            patch.setattr(deletion, "SMALLEST_BATCH", 1)
             real, calls = store.delete_archived, []
 
             def once(*arguments: Any) -> Any:
@@ -493,7 +490,7 @@ def test_what_a_dead_run_left_is_finished_and_nothing_is_lost_or_twice(
 
             patch.setattr(store, "delete_archived", once)
         else:
-            patch.setattr(module, "_delete_archived", killed)
+            patch.setattr(deletion, "_delete_archived", killed)
         with pytest.raises(Killed):
             scene.clean()
     report = scene.clean()
@@ -504,6 +501,103 @@ def test_what_a_dead_run_left_is_finished_and_nothing_is_lost_or_twice(
     assert [row["state"] for row in scene.rows(archives)] == ["done"]
     restore_rows(scene.engine, where, manifest, {"generated_applications": generated_applications})
     assert scene.rows(generated_applications) == before
+
+
+def test_a_directory_that_came_back_after_a_run_died_keeps_its_application(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run deleted what the dead one had archived, without a look at the disk."""
+    settled(scene)
+    scene.remove(4)
+    scene.remove(5)
+    due(scene, 4, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(deletion, "_delete_archived", killed)
+        with pytest.raises(Killed):
+            scene.clean()
+    (scene.root / "gpt" / "app4").mkdir()
+    report = scene.clean()
+    assert (report.status, report.facts["finished_archives_of_dead_runs"]) == ("success", 1)
+    assert "gpt/app4" in scene.marks()
+    assert scene.marks()["gpt/app4"] == (False, 0)
+    assert "gpt/app5" not in scene.marks()
+    (manifest,) = read_manifests(open_store(str(scene.archive)))
+    assert [len(keys) for keys in (manifest.left_out or {}).values()] == [1]
+
+
+@pytest.mark.parametrize("happens", GONE)
+def test_without_its_root_nothing_that_a_dead_run_archived_is_deleted(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, happens: Callable[[Scene], None]
+) -> None:
+    settled(scene)
+    scene.remove(4)
+    due(scene, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(deletion, "_delete_archived", killed)
+        with pytest.raises(Killed):
+            scene.clean()
+    happens(scene)
+    assert scene.clean().status == "failed"
+    assert len(scene.rows(generated_applications)) == 20
+    assert [row["state"] for row in scene.rows(archives)] == ["written"]
+
+
+def test_an_archive_that_another_run_took_for_dead_deletes_nothing(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run stood still while it wrote, another one removed its files, and it deleted what was archived nowhere."""
+    settled(scene)
+    scene.remove(4)
+    due(scene, 4)
+    from ops_pipeline.archives import steps
+    from ops_pipeline.archives import writing as archive_writing
+
+    real = archive_writing.write_manifest
+
+    def paused(where: Any, manifest: Any) -> None:
+        steps.give_up(scene.engine, where, manifest.kind, manifest.id, "writing")
+        real(where, manifest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archive_writing, "write_manifest", paused)
+        report = scene.clean()
+    assert "was given up by another run. Nothing of it was deleted." in report.error
+    assert len(scene.rows(generated_applications)) == 20
+    assert list(read_manifests(open_store(str(scene.archive)))) == []
+    assert scene.clean().facts["deleted"] == 1
+
+
+def test_a_row_that_somebody_holds_stays_and_the_others_go(postgres_engine: Engine, tmp_path: Path) -> None:
+    scene = Scene(postgres_engine, tmp_path)
+    settled(scene)
+    for number in (4, 5):
+        scene.remove(number)
+    due(scene, 4, 5)
+    with writing(postgres_engine) as connection:
+        connection.exec_driver_sql("SELECT * FROM generated_applications WHERE app_number = 4 FOR UPDATE")
+        report = scene.clean()
+    assert (report.status, report.facts["deleted"], report.outcome.skipped) == ("success", 1, 1)
+    assert len(scene.rows(generated_applications)) == 19
+    assert scene.clean().facts["deleted"] == 1
+
+
+def test_every_model_is_looked_for_and_every_version_counts(scene: Scene) -> None:
+    for slug in ("b", "a/b", "Ü", "a"):
+        scene.applications(3, slug)
+    scene.application("a", 2, version=2)
+    scene.application("c", 7, on_disk=False, version=4)
+    scene.application("a/b", 1, labels={"retention_days": 9}, version=3)
+    with reading(scene.engine) as connection:
+        assert sorted(store.read_slugs(connection)) == ["a", "a/b", "b", "c", "Ü"]
+    report = scene.clean()
+    assert (report.outcome.scanned, changed(report)) == (15, [("c/app7 version 4", MARK)])
+    assert report.outcome.unchanged == 14
+
+
+def test_without_any_application_there_is_nothing_to_look_for(scene: Scene) -> None:
+    scene.root.mkdir(exist_ok=True)
+    report = scene.clean()
+    assert (report.status, report.outcome.scanned) == ("success", 0)
 
 
 def test_an_archive_that_was_not_finished_is_removed_and_made_anew(

@@ -290,7 +290,8 @@ def test_children_whose_parent_is_gone_go_too(scene: Scene) -> None:
 @pytest.mark.parametrize("page", [1, 2, 3])
 def test_pages_of_any_size_come_to_the_same(scene: Scene, monkeypatch: pytest.MonkeyPatch, page: int) -> None:
     """Trees that ended at the very same time lay on both sides of a page's end, and one of them was left out."""
-    monkeypatch.setattr(module, "TREES_PER_PAGE", page)
+    for name in ("FIRST_PAGE", "LARGEST_PAGE"):
+        monkeypatch.setattr(module, name, page)
     at = now() - 31 * DAY
     for number in range(5):
         task(scene, completed_at=at, folder=False, labels={"legal_hold": True} if number == 2 else None)
@@ -311,6 +312,14 @@ MEANWHILE: dict[str, Callable[[Scene, str], None]] = {
         analysis_tasks, {"id": "zz", "parent_id": name, "service": "s", "target": "gpt/app1"}
     ),
     "a pipeline resumed": lambda scene, name: scene.execute("UPDATE pipelines SET status = 'running'"),
+    "a pipeline held": lambda scene, name: scene.execute("UPDATE pipelines SET labels = '{\"legal_hold\": true}'"),
+    "a pipeline kept longer": lambda scene, name: scene.execute(
+        "UPDATE pipelines SET labels = '{\"retention_days\": 90}'"
+    ),
+    "an application held": lambda scene, name: scene.application("held", 1, labels=["legal_hold"]) and None,
+    "an application kept longer": lambda scene, name: (
+        scene.application("held", 1, labels={"retention_days": 90}) and None
+    ),
 }
 
 
@@ -320,7 +329,7 @@ def test_what_changes_between_archive_and_deletion_stays_as_a_whole(
 ) -> None:
     scene.write(pipelines, {"id": "p", "definition": {}, "status": "failed"})
     others = [tree(scene), tree(scene)]
-    mine = tree(scene, pipeline_id="p")
+    mine = tree(scene, pipeline_id="p", target="held/app1", folder=False)
     real = tree_archive.delete_archived
 
     def after(*arguments: Any) -> Any:
@@ -334,7 +343,7 @@ def test_what_changes_between_archive_and_deletion_stays_as_a_whole(
     left = {row["id"] for row in scene.rows(analysis_tasks)}
     assert mine in left
     assert not left & set(others)
-    assert len(folders(scene)) == 3
+    assert len(folders(scene)) == 2
     # What stays is not in the archive, for whoever restores it.
     before = everything(scene)
     scene.empty(analysis_tasks, analysis_results, task_events)
@@ -394,7 +403,8 @@ def test_a_share_is_refused_from_ten_tasks_on(scene: Scene) -> None:
 def test_when_the_time_is_up_the_pass_says_what_is_left_and_the_next_one_goes_on(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "TREES_PER_PAGE", 2)
+    for name in ("FIRST_PAGE", "LARGEST_PAGE"):
+        monkeypatch.setattr(module, name, 2)
     for days in (40, 39, 38, 37, 36):
         task(scene, days * DAY)
     ticks = itertools.count()
@@ -540,6 +550,46 @@ def test_what_changed_while_nobody_was_there_stays(scene: Scene, monkeypatch: py
     scene.empty(analysis_tasks, analysis_results, task_events)
     restored(scene)
     assert {row["review"] for row in scene.rows(analysis_results) if row["task_id"] == mine} == {"resolved"}
+
+
+@pytest.mark.parametrize("what", ["a pipeline held", "an application held", "an application kept longer"])
+def test_a_hold_that_came_after_a_run_died_keeps_what_it_had_archived(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The next run deleted it days later: only labels of the task itself were compared."""
+    scene.write(pipelines, {"id": "p", "definition": {}, "status": "failed"})
+    mine = tree(scene, pipeline_id="p", target="held/app1")
+    tree(scene)
+    with monkeypatch.context() as patch:
+        patch.setattr(tree_archive, "delete_archived", killed)
+        with pytest.raises(Killed):
+            sweep(scene)
+    MEANWHILE[what](scene, mine)
+    report = sweep(scene)
+    assert (report.status, report.facts["finished_archives_of_dead_runs"]) == ("success", 1)
+    left = {row["id"] for row in scene.rows(analysis_tasks)}
+    assert mine in left
+    assert len(left) == 3
+
+
+def test_pages_shrink_when_trees_have_many_rows_and_grow_again() -> None:
+    assert module._next_page(250, 1_000) == 500
+    assert module._next_page(250, 250_000) == 20
+    assert module._next_page(20, 20_000_000) == module.SMALLEST_PAGE
+    assert module._next_page(2_000, 2_000) == module.LARGEST_PAGE
+
+
+def test_whole_pages_go_whatever_their_size(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, size in (("FIRST_PAGE", 2), ("SMALLEST_PAGE", 1), ("ROWS_PER_PAGE", 12)):
+        monkeypatch.setattr(module, name, size)
+    for number in range(7):
+        tree(scene, children=number % 3, results=1 + 5 * (number == 3))
+    before = everything(scene)
+    report = sweep(scene)
+    assert (report.status, len(scene.rows(analysis_tasks))) == ("success", 0)
+    assert len(report.facts["archives"]) > 2
+    restored(scene)
+    assert everything(scene) == before
 
 
 KILLED_CHILD = """
