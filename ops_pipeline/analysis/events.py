@@ -91,20 +91,11 @@ def run_telling(connection: Connection, statement: Executable, values: Mapping[s
         What the change returned.
     """
     rows = list(connection.execute(statement, values).all())
-    if rows and connection.dialect.name != "postgresql":
-        common = {"at": values["now"], "owner": values["worker"], "before": values["before"]}
-        events = [
-            {
-                "task_id": row.id,
-                "kind": row.kind,
-                "attempt": row.attempt,
-                "after": row.status,
-                "reason": row.error_message or "",
-                **common,
-            }
-            for row in rows
-        ]
-        connection.execute(insert(task_events), events)
+    if connection.dialect.name != "postgresql":
+        told = {"now": values["now"], "before": values["before"], "owner": values["worker"]}
+        # Within the database: sent row by row, the events took a quarter of the time of a claim.
+        for kind in sorted({row.kind for row in rows}):
+            tell_tasks(connection, kind, [row.id for row in rows if row.kind == kind], **told)
     return rows
 
 

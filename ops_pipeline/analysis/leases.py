@@ -53,8 +53,11 @@ def heartbeat(connection: Connection, owner: str, policy: Policy, now: datetime)
         now: the database's clock.
     """
     mine = select(tasks.id).where(IS_RUNNING, tasks.lease_owner == owner)
-    # In order, as everybody locks tasks: two transactions then never wait for each other.
-    mine = mine.order_by(tasks.id).with_for_update().cte("mine").prefix_with("MATERIALIZED", dialect="postgresql")
+    if connection.dialect.name == "postgresql":
+        # In order, as everybody locks tasks: two transactions then never wait for each other. SQLite has one writer,
+        # and would read every task that ever was in this order instead of those that run.
+        mine = mine.order_by(tasks.id).with_for_update()
+    mine = mine.cte("mine").prefix_with("MATERIALIZED", dialect="postgresql")
     deadline = instant_order(tasks.deadline_at)
     prolonged = (
         update(analysis_tasks)

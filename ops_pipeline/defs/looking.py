@@ -1,6 +1,6 @@
-"""What jobs have in common that look before they act: ticks that launch only what is due, and checks told by runs.
+"""What jobs have in common that look before they act: ticks that launch what is due, and checks told by runs.
 
-What belongs here: these two shapes. What does not: what a job looks at.
+What belongs here: these shapes. What does not: what a job looks at.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,19 @@ from dagster import (
 
 from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.defs.runs import in_flight_text
+
+DAEMON_SECONDS = 5
+"""Dagster's daemon looks so often which sensors are due."""
+
+
+def sensor_interval(seconds: int) -> int:
+    """The minimum interval of a sensor that is to look at least every so many seconds, as far as the daemon can.
+
+    The daemon looks every five seconds, and counts from the moment at which the last tick began, a little after such a
+    look: a minimum interval of 10 s lets the third look be the first that is late enough, after 15 s. Two seconds less
+    than a multiple of five makes it that multiple; nothing is shorter than five.
+    """
+    return max(DAEMON_SECONDS, seconds // DAEMON_SECONDS * DAEMON_SECONDS) - 2
 
 
 def look_first(instance: DagsterInstance, job_name: str, look: Callable[[], str | None]) -> RunRequest | SkipReason:

@@ -11,7 +11,10 @@ class AnalysisVariables(BaseModel):
     """What queue and worker are told."""
 
     task_poll_interval: int = Field(
-        default=10, ge=1, le=3600, description="Seconds between two looks for claimable tasks while no worker lives."
+        default=10,
+        ge=1,
+        le=3600,
+        description="At most so many seconds (at least 5) between two looks for claimable tasks while no worker lives.",
     )
     task_lease_seconds: int = Field(
         default=60, ge=5, le=3600, description="For how long a worker has its tasks without a sign of life."

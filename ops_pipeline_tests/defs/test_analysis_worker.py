@@ -61,6 +61,28 @@ def test_a_run_does_what_there_is_and_shows_it(
     assert "task_0: running -> completed (1 findings)" in logged
 
 
+def test_the_maximum_runtime_follows_a_task_that_may_take_longer_than_others(
+    engine: Engine, instance: DagsterInstance, service: Analyzer, tmp_path: Path
+) -> None:
+    """Dagster ended the run before the task, which was handed back at no attempt and begun anew, for ever."""
+    here = deployed(engine, instance, tmp_path, service.url)
+    add_task(engine, "task_usual", timeout_seconds=1800)
+    first = here.run_job(JOB, **{OP: {"linger_seconds": 0}})
+    add_task(engine, "task_long", timeout_seconds=7200)
+    second = here.run_job(JOB, **{OP: {"linger_seconds": 0}})
+    assert [_maximum_runtime(instance, run.run_id) for run in (first, second)] == [
+        str(1800 + 1800 + 600),
+        str(1800 + 7200 + 600),
+    ]
+
+
+def _maximum_runtime(instance: DagsterInstance, run_id: str) -> str:
+    """As the monitor of runs reads it."""
+    record = instance.get_run_record_by_id(run_id)
+    assert record is not None
+    return record.dagster_run.tags["dagster/max_runtime"]
+
+
 def test_a_dry_run_claims_nothing(engine: Engine, instance: DagsterInstance, service: Analyzer, tmp_path: Path) -> None:
     add_task(engine)
     result = deployed(engine, instance, tmp_path, service.url).run_job(JOB, **{OP: {"dry_run": True}})

@@ -48,17 +48,25 @@ class Desk:
         with writing(self.engine) as connection:
             stop(connection, self.owner, database_now(connection))
 
-    def take(self, count: int) -> list[Task]:
-        """Claim at most so many tasks."""
+    def take(self, count: int, *, announced: bool = False) -> list[Task]:
+        """Claim at most so many tasks.
+
+        Args:
+            count: how many the worker has room for.
+            announced: that there are any was just heard, so that a look before is time lost.
+        """
         batch = min(count, CLAIMED_AT_ONCE)
-        with reading(self.engine) as connection:
-            openings, now = read_openings(connection, self.plan.policy), database_now(connection)
         # An idle worker asks several times a second: that must not stand in the way of those who write.
-        if not open_slots(openings, batch, self.plan.policy, now):
+        if not announced and not self._anything(batch):
             return []
         with writing(self.engine) as connection:
             now = database_now(connection)
             return claim(connection, self.owner, batch, policy=self.plan.policy, now=now)
+
+    def _anything(self, batch: int) -> bool:
+        with reading(self.engine) as connection:
+            openings, now = read_openings(connection, self.plan.policy), database_now(connection)
+        return bool(open_slots(openings, batch, self.plan.policy, now))
 
     def beat(self) -> Beat:
         """Give a sign of life, and learn which tasks are still this worker's."""

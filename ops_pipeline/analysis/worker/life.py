@@ -33,7 +33,12 @@ def worker_name(run_id: str = "") -> str:
 
 
 def run_worker(
-    engine: Engine, plan: WorkerPlan, *, run_id: str = "", told: Callable[[str], None] = lambda _: None
+    engine: Engine,
+    plan: WorkerPlan,
+    *,
+    run_id: str = "",
+    told: Callable[[str], None] = lambda _: None,
+    may_take: Callable[[float], None] = lambda _: None,
 ) -> Report:
     """Be a worker until there is nothing to do.
 
@@ -42,6 +47,8 @@ def run_worker(
         plan: the worker's numbers.
         run_id: of the run that is the worker.
         told: gets a line for everything that happens, in this thread.
+        may_take: gets the seconds that a task may take, in this thread, whenever one begins that may take longer than
+            all before: whoever limits the worker's life must let it end such a task.
 
     Raises:
         DatabaseProblem: the worker could not begin.
@@ -51,9 +58,13 @@ def run_worker(
     report = Report(lines.put)
     life = _Life(Desk(engine, worker_name(run_id), plan), report, run_id)
     life.thread.start()
+    longest = 0.0
     try:
         while life.thread.is_alive():
             _tell(lines, told)
+            if report.longest > longest:
+                longest = report.longest
+                may_take(longest)
     except BaseException as interruption:
         life.stop(f"interrupted ({type(interruption).__name__})")
         life.thread.join(LONGEST_END)

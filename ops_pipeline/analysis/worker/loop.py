@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -59,6 +60,7 @@ class Worker:
     stopping: str = ""
     running: dict[str, Running] = field(default_factory=dict)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _announced: bool = False
     _gate: Gate = field(default_factory=Gate)
     _heard: Heard = field(default_factory=Heard)
     _health: dict[str, Health] = field(default_factory=dict)
@@ -128,6 +130,7 @@ class Worker:
 
     def _notified(self, payload: str) -> None:
         if payload != CANCEL:
+            self._announced = True
             self._wake.set()
         if payload != WORK:
             self._watch.look.set()
@@ -170,8 +173,8 @@ class Worker:
         free = self.desk.plan.concurrency - len(self.running)
         if free <= 0 or not self._watch.may_claim():
             return 0
-        began = time.monotonic()
-        tasks = await self._in_thread(self.desk.take, free)
+        began, announced, self._announced = time.monotonic(), self._announced, False
+        tasks = await self._in_thread(partial(self.desk.take, free, announced=announced))
         for task in tasks:
             running = Running(task, began, time.monotonic(), self._gate.slot())
             self.running[task.id] = running

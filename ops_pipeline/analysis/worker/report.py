@@ -44,6 +44,7 @@ class Report:
             `lost` to another worker.
         rows: the last attempts that are over.
         claims: attempts begun.
+        longest: seconds that one of them may take, of the one that may take the longest.
         findings: stored.
         gave_up: the worker ended without having stored everything.
     """
@@ -52,6 +53,7 @@ class Report:
     counts: Counter[str] = field(default_factory=Counter)
     rows: deque[Row] = field(default_factory=lambda: deque(maxlen=KEPT_ROWS))
     claims: int = 0
+    longest: float = 0.0
     findings: int = 0
     gave_up: bool = False
     _said: dict[str, float] = field(default_factory=dict)
@@ -70,6 +72,7 @@ class Report:
     def claimed(self, task: Task) -> None:
         """An attempt begins."""
         self.claims += 1
+        self.longest = max(self.longest, task.timeout.total_seconds())
         self.tell(f"{task.id}: pending -> running ({task.service}, {task.target}, attempt {task.attempt})")
 
     def progressed(self, task: Task, progress: Progress) -> None:

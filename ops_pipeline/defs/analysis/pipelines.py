@@ -40,7 +40,7 @@ from ops_pipeline.analysis.pipelines.reading import Line, read_lines
 from ops_pipeline.analysis.pipelines.telling import Told, is_time, mark_told, untold
 from ops_pipeline.database.engine import database_now, reading
 from ops_pipeline.database.errors import Conflict
-from ops_pipeline.defs.looking import look_first
+from ops_pipeline.defs.looking import look_first, sensor_interval
 from ops_pipeline.defs.metadata import JOB_METADATA, OWNERS, outcome_metadata, table
 from ops_pipeline.defs.resources import HANDED_ON, OperationsDatabase
 from ops_pipeline.defs.runs import job_tags, resting_until
@@ -208,7 +208,7 @@ def pipelines_sensor(settings: Settings) -> SensorDefinition:
         name="pipelines_sensor",
         # By name: of a sensor that is given a job, Dagster makes another one, and warns that its owners are beta.
         job_name=JOB,
-        minimum_interval_seconds=settings.task_poll_interval,
+        minimum_interval_seconds=sensor_interval(settings.task_poll_interval),
         default_status=DefaultSensorStatus.RUNNING,
         description="Tells advances of pipelines as they happened; launches a run for what no worker did.",
     )

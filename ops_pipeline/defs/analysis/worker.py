@@ -47,6 +47,7 @@ from ops_pipeline.analysis.worker.wanted import Crew, Look, free_places, look, w
 from ops_pipeline.analysis.worker.whole import last_flaws
 from ops_pipeline.database.engine import database_now, reading
 from ops_pipeline.database.errors import DatabaseProblem
+from ops_pipeline.defs.looking import sensor_interval
 from ops_pipeline.defs.metadata import JOB_METADATA, OWNERS, outcome_metadata, table
 from ops_pipeline.defs.resources import OperationsDatabase
 from ops_pipeline.defs.runs import JOB_TAG, UNFINISHED, job_tags, resting_until
@@ -61,6 +62,8 @@ LINES_PER_SECOND = 20
 """Dagster writes a line to its storage within milliseconds: thousands of tasks must not wait for that."""
 GRACE_SECONDS = 600
 DEAD_SECONDS = 60
+START_SECONDS = 2
+"""From a look to the first claim a run takes about so much more than five seconds, in the queue and being loaded."""
 HEADER = ("task", "service", "target", "attempt", "became", "findings", "message")
 SHOWN_LETTERS = 120
 
@@ -125,7 +128,13 @@ def worker_job(settings: Settings) -> JobDefinition:
             _show(context, database, plan)
             return
         started = datetime.now(UTC)
-        report = run_worker(database.engine, plan, run_id=context.run_id, told=_few_lines(context.log.info))
+        report = run_worker(
+            database.engine,
+            plan,
+            run_id=context.run_id,
+            told=_few_lines(context.log.info),
+            may_take=_maximum_runtime(context, settings),
+        )
         outcome = report.outcome()
         record_outcome(
             database.engine,
@@ -159,9 +168,28 @@ def worker_job(settings: Settings) -> JobDefinition:
     return execute_analysis_tasks
 
 
-def longest_run(settings: Settings) -> float:
-    """How long a worker may live: to the end of a task that it took at the very end of its lifetime."""
-    return settings.analysis_worker_lifetime_seconds + settings.task_timeout + GRACE_SECONDS
+def longest_run(settings: Settings, task_seconds: float = 0.0) -> float:
+    """How long a worker may live: to the end of a task that it took at the very end of its lifetime.
+
+    Args:
+        settings: of the deployment.
+        task_seconds: what a task may take that has a time-out of its own.
+    """
+    return settings.analysis_worker_lifetime_seconds + max(task_seconds, settings.task_timeout) + GRACE_SECONDS
+
+
+def _maximum_runtime(context: OpExecutionContext, settings: Settings) -> Callable[[float], None]:
+    """Let the run's maximum runtime follow its tasks, whose time-outs may be longer than TASK_TIMEOUT.
+
+    Dagster would end the run before the task, which would be handed back and begun anew, again and again.
+    """
+
+    def may_take(task_seconds: float) -> None:
+        if task_seconds > settings.task_timeout:
+            longest = str(round(longest_run(settings, task_seconds)))
+            context.instance.add_run_tags(context.run_id, {MAX_RUNTIME_SECONDS_TAG: longest})
+
+    return may_take
 
 
 def _show(context: OpExecutionContext, database: OperationsDatabase, plan: WorkerPlan) -> None:
@@ -213,7 +241,7 @@ def worker_sensor(settings: Settings) -> SensorDefinition:
     @sensor(
         name=SENSOR,
         job_name=JOB,
-        minimum_interval_seconds=settings.task_poll_interval,
+        minimum_interval_seconds=sensor_interval(settings.task_poll_interval - START_SECONDS),
         default_status=DefaultSensorStatus.RUNNING,
         description="Starts a worker when tasks can be claimed and fewer workers live than may.",
     )
