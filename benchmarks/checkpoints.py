@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -300,7 +301,7 @@ def _thread(name: str, rng: random.Random, number: int, now: float, *, idle: boo
         key = f"checkpoint:{thread}{between}:{identifier}"
         yield "value", key.encode()
         if name == "saver":
-            task = f"{rng.getrandbits(128):032x}"
+            task = uuid.UUID(int=rng.getrandbits(128))
             yield "write", f"checkpoint_write:{thread}{between}:{identifier}:{task}:0".encode()
             yield "zset", f"write_keys_zset:{thread}{between}:{identifier}".encode()
     if name == "saver":

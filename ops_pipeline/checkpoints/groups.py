@@ -9,17 +9,18 @@ from collections.abc import Sequence
 
 from ops_pipeline.checkpoints.ids import UUID_LENGTH, uuid6_seconds
 from ops_pipeline.checkpoints.layouts import CHECKPOINT, DOCUMENT
+from ops_pipeline.checkpoints.spellings import Spelling
 
 ID_BYTES, KEY_BYTES, GROUP_BYTES, SHELF_BYTES = 40, 160, 300, 260
 """What an id, a key, a group and a shelf take in memory, about."""
 
-NOTHING = bytearray()
-"""The ids of shelves that have none."""
-HEXADECIMAL, DASHES = b"0123456789abcdef", (8, 13, 18, 23)
+NOTHING, NO_WRITES = bytearray(), list[bytes]()
+"""The ids of shelves of writes, and the writes of all others: they stay empty."""
+HEXADECIMAL = b"0123456789abcdef"
 
 
 class Shelf:
-    """Keys of one kind of a group that differ in a UUIDv6 only, or in what begins with one.
+    """Keys of one kind of a group that differ in their id only, which is of one spelling, or in what begins with it.
 
     Of most groups these are all keys. Of keys that end in the id only that is kept, one after another: a fourth of the
     memory; and what comes is compared as text, in whose order these ids are made.
@@ -29,18 +30,21 @@ class Shelf:
             freed while Python's search for circles is off.
         stem: what the keys begin with, the separator before the id included.
         ids: the ids of old keys, one after another; of writes none.
-        writes: old writes, in full.
+        writes: old writes, in full; `NO_WRITES` where it is of other keys.
         newest: the newest id.
+        spelling: of the ids; None for UUIDv6.
+        width: how long an id is.
         young: how many keys are younger than the grace.
     """
 
-    __slots__ = ("ids", "names", "newest", "stem", "writes", "young")
+    __slots__ = ("ids", "names", "newest", "spelling", "stem", "width", "writes", "young")
 
-    def __init__(self, stem: bytes, *, of_writes: bool = False) -> None:
+    def __init__(self, stem: bytes, *, of_writes: bool = False, spelling: Spelling | None = None) -> None:
         """Begin empty."""
+        self.spelling, self.width = spelling, spelling.width if spelling else UUID_LENGTH
         self.stem, self.newest, self.young = stem, b"", 0
         self.names: Loose | None = None
-        self.writes: list[bytes] | None = [] if of_writes else None
+        self.writes: list[bytes] = [] if of_writes else NO_WRITES
         self.ids = NOTHING if of_writes else bytearray()
 
     def old_ids(self) -> list[bytes]:
@@ -49,31 +53,50 @@ class Shelf:
             begin = len(self.stem)
             end = begin + UUID_LENGTH
             return [key[begin:end] for key in self.writes]
-        ids = bytes(self.ids)
-        return [ids[start : start + UUID_LENGTH] for start in range(0, len(ids), UUID_LENGTH)]
+        ids, width = bytes(self.ids), self.width
+        return [ids[start : start + width] for start in range(0, len(ids), width)]
 
     def old_keys(self) -> list[bytes]:
         """Old keys, in full."""
         if self.writes:
             return self.writes
-        stem, ids = self.stem, bytes(self.ids)
-        return [stem + ids[start : start + UUID_LENGTH] for start in range(0, len(ids), UUID_LENGTH)]
+        stem, ids, width = self.stem, bytes(self.ids), self.width
+        return [stem + ids[start : start + width] for start in range(0, len(ids), width)]
 
     def old(self) -> int:
         """How many old keys there are."""
-        return len(self.writes) if self.writes else len(self.ids) // UUID_LENGTH
+        return len(self.writes) if self.writes else len(self.ids) // self.width
+
+    def newest_seconds(self) -> float:
+        """The time of its newest id, in Unix seconds; 0 where that is none."""
+        spelling = self.spelling
+        return (spelling.seconds(self.newest) if spelling else uuid6_seconds(self.newest)) or 0.0
 
     def is_sound(self) -> bool:
-        """Whether all ids are what they looked like at a glance: hexadecimal digits, and dashes at their places."""
-        ids = (b"".join(self.old_ids()) if self.writes else bytes(self.ids)) + self.newest
+        """Whether all ids are what they looked like at a glance, as far as their order tells their age."""
+        if self.spelling:
+            return self.spelling.are_sound(bytes(self.ids) + self.newest)
+        ids = self.newest
+        if self.writes:
+            ids += b"".join(self.old_ids())
+            after = len(self.stem) + UUID_LENGTH
+            # Behind the id of each are a task and a number, and no other separator.
+            if b"".join([key[after:] for key in self.writes]).count(b":") != 2 * len(self.writes):
+                return False
+        else:
+            ids = bytes(self.ids) + ids
         dashes = b"-" * (len(ids) // UUID_LENGTH)
-        return ids.translate(None, HEXADECIMAL) == dashes * len(DASHES) and all(
-            ids[place::UUID_LENGTH] == dashes for place in DASHES
+        return (
+            ids.translate(None, HEXADECIMAL) == dashes * 4
+            and ids[8::UUID_LENGTH] == dashes
+            and ids[13::UUID_LENGTH] == dashes
+            and ids[18::UUID_LENGTH] == dashes
+            and ids[23::UUID_LENGTH] == dashes
         )
 
     def kept_bytes(self) -> int:
         """Its memory, about."""
-        return SHELF_BYTES + len(self.ids) // UUID_LENGTH * ID_BYTES + len(self.writes or ()) * KEY_BYTES
+        return SHELF_BYTES + len(self.ids) // self.width * ID_BYTES + len(self.writes) * KEY_BYTES
 
 
 class Loose:
@@ -108,16 +131,18 @@ class Group:
 
     Attributes:
         first: its checkpoints with a UUIDv6.
+        spelled: its checkpoints with ids that are times in other usual spellings.
         hanging: the shelves of its writes and indexes.
         timeless: keys whose names tell no time, each with what it is: pointers, documents, registries, blobs.
         loose: all else; None while there is nothing.
     """
 
-    __slots__ = ("first", "hanging", "loose", "timeless")
+    __slots__ = ("first", "hanging", "loose", "spelled", "timeless")
 
     def __init__(self) -> None:
         """Begin empty."""
         self.first: Shelf | None = None
+        self.spelled: tuple[Shelf, ...] = ()
         self.hanging: tuple[Shelf, ...] = ()
         self.timeless: tuple[tuple[str, bytes], ...] = ()
         self.loose: Loose | None = None
@@ -138,7 +163,7 @@ class Group:
 
     def shelves(self) -> tuple[Shelf, ...]:
         """All of its shelves, checkpoints first."""
-        return (self.first, *self.hanging) if self.first else self.hanging
+        return (self.first, *self.spelled, *self.hanging) if self.first else self.spelled + self.hanging
 
     @property
     def old(self) -> list[bytes]:
@@ -156,13 +181,21 @@ class Group:
         for shelf in self.hanging:
             identifier = max(identifier, shelf.newest)
         seconds = (uuid6_seconds(identifier) or 0.0) if identifier else 0.0
+        for shelf in self.spelled:
+            seconds = max(seconds, shelf.newest_seconds())
         return max(seconds, self.loose.latest) if self.loose else seconds
 
     @property
     def checkpoints(self) -> int:
         """How many checkpoints were seen, young ones and documents included."""
-        loose = self.loose.checkpoints if self.loose else 0
-        return loose + (self.first.old() + self.first.young if self.first else 0)
+        count = self.loose.checkpoints if self.loose else 0
+        for shelf in (self.first, *self.spelled) if self.first else self.spelled:
+            count += shelf.old() + shelf.young
+        return count
+
+    def has_checkpoints(self) -> bool:
+        """Whether any was seen."""
+        return self.first is not None or bool(self.spelled) or (self.loose is not None and self.loose.checkpoints > 0)
 
     @property
     def current(self) -> set[bytes]:
@@ -193,15 +226,19 @@ class Group:
 
     def is_sound(self) -> bool:
         """Whether the age of all of its keys is known: looked at before anything of it goes."""
-        return self.is_dated() and all(shelf.is_sound() for shelf in self.shelves())
+        # A loop, as this is asked of every thread that goes.
+        for shelf in self.shelves():
+            if not shelf.is_sound():
+                return False
+        return self.is_dated()
 
     @property
     def newest_key(self) -> bytes:
         """The key of its newest checkpoint; those on no shelf are known where names are kept."""
-        shelf, named = self.first, self.loose.named if self.loose else (0.0, b"")
-        if shelf is None or not shelf.newest:
-            return named[1]
-        return max((uuid6_seconds(shelf.newest) or 0.0, shelf.stem + shelf.newest), named)[1]
+        named = self.loose.named if self.loose else (0.0, b"")
+        for shelf in (self.first, *self.spelled) if self.first else self.spelled:
+            named = max(named, (shelf.newest_seconds(), shelf.stem + shelf.newest))
+        return named[1]
 
     def kept(self) -> int:
         """How many keys are in memory."""
@@ -221,15 +258,16 @@ def all_belong(groups: Sequence[Group]) -> bool:
 
     By the ids on shelves alone, for a tenth of the time of reading names.
     """
-    there: set[bytes] = set()
     hanging: set[bytes] = set()
     for group in groups:
         if group.loose and group.loose.belongings:
             return False
         for shelf in group.hanging:
             hanging.update(shelf.old_ids())
-    if hanging:
-        for group in groups:
-            if group.first:
-                there.update(group.first.old_ids())
+    if not hanging:
+        return True
+    there: set[bytes] = set()
+    for group in groups:
+        if group.first:
+            there.update(group.first.old_ids())
     return hanging <= there

@@ -10,7 +10,7 @@ What belongs here: names. What does not: values (`values`), and what may go (`po
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,6 +42,7 @@ Reader = Callable[[bytes], Part | Literal[False] | None]
 
 COLON = ord(":")
 EMPTY_NAMESPACE = b":__empty__"
+POINTER_PREFIX = b"checkpoint_latest:"
 _NESTED = re.compile(rb":[^:|]+:[0-9a-f]{8}-[0-9a-f-]{27}(?:\|[^:|]+:[0-9a-f]{8}-[0-9a-f-]{27})*\Z")
 # The last one counts: the thread's own id may look like a namespace.
 _NESTED_BEFORE = re.compile(
@@ -209,7 +210,7 @@ def layouts_of(prefixes: Prefixes) -> tuple[Layout, ...]:
         IdLayout(checkpoint + b":", CHECKPOINT),
         WriteLayout(write + b":"),
         IdLayout(b"write_keys_zset:", INDEX),
-        PointerLayout(b"checkpoint_latest:"),
+        PointerLayout(POINTER_PREFIX),
         RegistryLayout(b"write_registry:"),
         RegistryLayout(b"current_checkpoint:"),
         BlobLayout(b"checkpoint_blob:"),
@@ -256,6 +257,14 @@ def reader_of(layouts: tuple[Layout, ...]) -> Reader:
 
 def _is_longer(prefix: bytes, other: bytes) -> bool:
     return prefix != other and prefix.startswith(other)
+
+
+def beginnings(name: bytes) -> Iterator[bytes]:
+    """What stands before each of the colons of a name, the longest first."""
+    place = name.rfind(b":")
+    while place > 0:
+        yield name[:place]
+        place = name.rfind(b":", 0, place)
 
 
 def thread_of(group: bytes) -> bytes:

@@ -11,8 +11,8 @@ import redis
 
 from ops_pipeline.checkpoints.connection import Store
 from ops_pipeline.checkpoints.guards import IN_USE, UNTOLD
-from ops_pipeline.checkpoints.layouts import Reader
-from ops_pipeline.checkpoints.policy import ERASED, ORPHANS, Verdict
+from ops_pipeline.checkpoints.layouts import EMPTY_NAMESPACE, POINTER_PREFIX, Reader, beginnings
+from ops_pipeline.checkpoints.policy import ERASED, ORPHANS, WHOLE, Verdict
 from ops_pipeline.checkpoints.values import is_delta
 
 UNREADABLE = b"\xff"
@@ -56,7 +56,23 @@ def spared_by(store: Store, read: Reader, verdict: Verdict, targets: dict[bytes,
             return "came alive"
         if verdict.action == ORPHANS and store.client.exists(target):
             return "came alive"
-    return ""
+    return "of a live thread" if verdict.action == WHOLE and _has_live_root(store, read, verdict) else ""
+
+
+def may_have_root(verdict: Verdict) -> bool:
+    """Whether these may be namespaces of a thread that was not seen with them, since it was in another pass."""
+    return bool(verdict.pointers) and not any(pointer.endswith(EMPTY_NAMESPACE) for pointer in verdict.pointers)
+
+
+def _has_live_root(store: Store, read: Reader, verdict: Verdict) -> bool:
+    if not may_have_root(verdict):
+        return False
+    part = read(verdict.pointers[0])
+    name = part[1] if isinstance(part, tuple) else b""
+    roots = [POINTER_PREFIX + one + EMPTY_NAMESPACE for one in beginnings(name)]
+    targets = targets_of(store, [verdict._replace(pointers=tuple(roots))])
+    parts = [read(target) for target in targets.values() if target]
+    return any(isinstance(one, tuple) and (one[3] or verdict.alive_from) >= verdict.alive_from for one in parts)
 
 
 def touched(store: Store, grace: float, blobs: Sequence[bytes]) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from ops_pipeline.checkpoints.layouts import Prefixes
 from ops_pipeline.checkpoints.policy import DAY, Policy, glob_of
 from ops_pipeline.checkpoints.sweep import NO_CHECKPOINT, Options, Swept
-from ops_pipeline.reconcile import Outcome, SafetyLimit
+from ops_pipeline.reconcile import Outcome, SafetyLimit, markdown_table
 from ops_pipeline.settings import Settings
 
 HOUR, DAILY_HOURS = 3600.0, 25.0
@@ -126,6 +126,7 @@ def result_of(swept: Swept, retention: Retention, error: str | None) -> dict[str
         "removed": dict(swept.removed),
         "kept": dict(swept.kept),
         "threads_left": swept.left,
+        "keys_unscanned": swept.unscanned,
         "threads_taken_back": swept.taken_back,
         "matched_keys": swept.matched,
         "unknown_keys": swept.unknown,
@@ -184,6 +185,17 @@ def warnings_of(swept: Swept, retention: Retention, where: str, prefixes: Prefix
             f"There are writes of {swept.kept[NO_CHECKPOINT]} threads and no checkpoint at all, so that nothing was"
             f" deleted: do checkpoints begin with {prefixes.checkpoint}: (CHECKPOINT_PREFIX)?"
         )
+    if swept.unscanned:
+        found.append(
+            f"The time was up when {swept.unscanned} keys were still to be scanned (pass {swept.passes}), and nothing"
+            " of that pass was deleted: raise CHECKPOINT_TIME_BUDGET_SECONDS."
+        )
     if swept.left:
         found.append(f"{swept.left} threads are left for the next sweep: the time was up.")
     return found
+
+
+def largest_table(swept: Swept) -> str:
+    """The largest threads as a Markdown table, with their names in full."""
+    rows = [(name.decode("utf-8", "backslashreplace"), keys) for keys, name in sorted(swept.largest, reverse=True)]
+    return markdown_table(("thread", "keys"), rows) if rows else "No threads."

@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import redis
 
 from ops_pipeline.checkpoints.connection import Store
 from ops_pipeline.checkpoints.expiry import remember
 from ops_pipeline.checkpoints.guards import IN_USE, MOVED, SCRIPT_KEYS, UNTOLD, Guarded, Line, command_of
-from ops_pipeline.checkpoints.layouts import BLOB, CHECKPOINT, DOCUMENT, POINTER, Reader
-from ops_pipeline.checkpoints.looks import UNREADABLE, spared_by, targets_of, touched, trimmable
+from ops_pipeline.checkpoints.layouts import DOCUMENT, POINTER, Reader
+from ops_pipeline.checkpoints.looks import UNREADABLE, may_have_root, spared_by, targets_of, touched, trimmable
+from ops_pipeline.checkpoints.lots import BATCH_KEYS, order_of
 from ops_pipeline.checkpoints.policy import ERASED, TRIMMED, WHOLE, Verdict
 from ops_pipeline.checkpoints.values import ages_of
 
-BATCH_KEYS = 1_000
-"""Keys per command: a thousand take Redis about a millisecond, during which nobody else is served."""
 ATTEMPTS = 2
 SPARED = {MOVED: "came alive", IN_USE: "blobs in use", UNTOLD: "age of blobs unknown"}
 
@@ -114,7 +112,7 @@ class Remover:
         expected = {
             key: group.newest_key for group in verdict.groups for kind, key in group.timeless if kind == POINTER
         }
-        if not all(expected.get(pointer) for pointer in verdict.pointers):
+        if not all(expected.get(pointer) for pointer in verdict.pointers) or may_have_root(verdict):
             return None
         return self._guarded(verdict, [expected[pointer] for pointer in verdict.pointers])
 
@@ -157,8 +155,7 @@ class Remover:
             if spared := spared_by(self._store, self._read, verdict, targets):
                 self.removed.spared[spared] += 1
                 continue
-            expected = [(targets[pointer] or b"").removeprefix(UNREADABLE) for pointer in verdict.pointers]
-            one = self._guarded(verdict, expected)
+            one = self._guarded(verdict, _expected(verdict, targets))
             if self._store.cluster or verdict.size > SCRIPT_KEYS:
                 self._note(verdict, self._in_steps(one))
             else:
@@ -188,7 +185,7 @@ class Remover:
             if answer < 0:
                 return answer
             self.removed.keys += answer
-        keys = sorted(one.keys, key=lambda key: _order(self._read, key))
+        keys = sorted(one.keys, key=lambda key: order_of(self._read, key))
         if self._store.cluster and not one.moment:
             self._unlink_singly(keys)
         else:
@@ -206,7 +203,7 @@ class Remover:
     @staticmethod
     def _documents(verdict: Verdict) -> list[bytes]:
         """Documents of an idle thread, which its saver may overwrite in place at any time."""
-        if verdict.action != WHOLE or verdict.pointers:
+        if verdict.action != WHOLE:
             return []
         return [key for group in verdict.groups for kind, key in group.timeless if kind == DOCUMENT]
 
@@ -226,22 +223,25 @@ class Remover:
     def _in_one_step(self, documented: Sequence[tuple[Verdict, list[bytes]]]) -> None:
         if self._store.cluster:
             # Their slots differ: nothing can be done in one step, and a last look must do.
-            for verdict in self._still_idle(documented):
-                self._note(verdict, self._in_steps(self._guarded(verdict, ())))
+            idle, spared = self._still_idle(documented)
+            self.removed.spared.update(spared)
+            for verdict, one in idle:
+                self._note(verdict, self._in_steps(one))
             return
         rest: list[tuple[Verdict, Sequence[bytes]]] = []
         with self._store.client.pipeline() as pipeline:
             pipeline.watch(*[key for _, keys in documented for key in keys])
-            idle = self._still_idle(documented)
+            idle, spared = self._still_idle(documented)
             pipeline.multi()
-            for verdict in idle:
-                one = self._guarded(verdict, ())
+            for verdict, one in idle:
                 timeless = {key for group in verdict.groups for kind, key in group.timeless}
                 first = [key for key in one.keys if key in timeless]
-                now = Guarded(first[:SCRIPT_KEYS], blobs=one.blobs, moment=one.moment)
+                now = replace(one, keys=first[:SCRIPT_KEYS])
                 pipeline.execute_command(*command_of([now], self._grace))
                 rest.append((verdict, [*first[SCRIPT_KEYS:], *(key for key in one.keys if key not in timeless)]))
             answers = pipeline.execute()
+        # Only now: where a document was written meanwhile, all this is done again.
+        self.removed.spared.update(spared)
         for (verdict, keys), (answer,) in zip(rest, answers, strict=True):
             if answer < 0:
                 self.removed.spared[SPARED[answer]] += 1
@@ -249,17 +249,22 @@ class Remover:
                 self.removed.keys += answer
                 self._remove_plain([(verdict, keys)])
 
-    def _still_idle(self, documented: Sequence[tuple[Verdict, list[bytes]]]) -> list[Verdict]:
+    def _still_idle(
+        self, documented: Sequence[tuple[Verdict, list[bytes]]]
+    ) -> tuple[list[tuple[Verdict, Guarded]], Counter[str]]:
+        """Those whose documents and pointers still tell no other age, and why others stay."""
         keys = [key for _, documents in documented for key in documents]
         ages = dict(zip(keys, ages_of(self._store, keys), strict=True))
-        idle = [
-            verdict
-            for verdict, documents in documented
-            if all((ages[key].seconds or verdict.alive_from) < verdict.alive_from for key in documents)
-        ]
-        if len(idle) < len(documented):
-            self.removed.spared["came alive"] += len(documented) - len(idle)
-        return idle
+        targets = targets_of(self._store, [verdict for verdict, _ in documented])
+        idle, spared = list[tuple[Verdict, Guarded]](), Counter[str]()
+        for verdict, documents in documented:
+            if any((ages[key].seconds or verdict.alive_from) >= verdict.alive_from for key in documents):
+                spared["came alive"] += 1
+            elif why := spared_by(self._store, self._read, verdict, targets):
+                spared[why] += 1
+            else:
+                idle.append((verdict, self._guarded(verdict, _expected(verdict, targets))))
+        return idle, spared
 
     def _remove_plain(self, threads: Sequence[tuple[Verdict, Sequence[bytes]]]) -> None:
         """Remove keys that nothing guards, and count their threads."""
@@ -267,7 +272,7 @@ class Remover:
         if len(keys) > BATCH_KEYS:
             # Of a thread that takes several commands the oldest goes first, each checkpoint before its writes: if the
             # sweep dies in between, what is left is whole, or reads as nothing, and the next sweep takes it.
-            keys.sort(key=lambda key: _order(self._read, key))
+            keys.sort(key=lambda key: order_of(self._read, key))
         verdicts = [verdict for verdict, _ in threads]
         if self._line is None or self._expire_at is not None:
             for verdict, some in threads:
@@ -295,7 +300,7 @@ class Remover:
             pipeline = self._store.client.pipeline(transaction=False)
             for key in keys[start : start + BATCH_KEYS]:
                 pipeline.unlink(key)
-            self.removed.keys += sum(_counts(pipeline.execute()))
+            self.removed.keys += sum(int(answer) for answer in pipeline.execute())
 
     def _count_keys(self, verdicts: Sequence[Verdict], answer: int) -> None:
         self.removed.keys += answer
@@ -319,31 +324,6 @@ class Remover:
         return "" if self._expire_at is None else str(self._moments[verdict.thread])
 
 
-def batches(verdicts: Iterable[Verdict]) -> Iterator[list[Verdict]]:
-    """Verdicts of about a thousand keys each; one of a large thread stands alone."""
-    batch: list[Verdict] = []
-    size = 0
-    for verdict in verdicts:
-        if batch and size + verdict.size > BATCH_KEYS:
-            yield batch
-            batch, size = [], 0
-        batch.append(verdict)
-        size += verdict.size
-    if batch:
-        yield batch
-
-
-def expirable(verdict: Verdict) -> bool:
-    """Whether a verdict can be carried out by expiry: whole idle threads only, and what was asked for by name."""
-    return verdict.action in {WHOLE, ERASED}
-
-
-def _order(read: Reader, key: bytes) -> tuple[bool, float, bool]:
-    """Blobs, which any checkpoint may name, last; the older first; checkpoints before what hangs on them."""
-    part = read(key)
-    kind, seconds = (part[0], part[3] or 0.0) if isinstance(part, tuple) else (BLOB, 0.0)
-    return kind == BLOB, seconds, kind != CHECKPOINT
-
-
-def _counts(answers: Iterable[Any]) -> Iterator[int]:
-    return (int(answer) for answer in answers)
+def _expected(verdict: Verdict, targets: Mapping[bytes, bytes | None]) -> list[bytes]:
+    """What each pointer of a thread must still hold when it goes."""
+    return [(targets[pointer] or b"").removeprefix(UNREADABLE) for pointer in verdict.pointers]

@@ -12,21 +12,23 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
-from ops_pipeline.checkpoints.collecting import LARGEST_PASS, Groups
+from ops_pipeline.checkpoints.collecting import Groups
 from ops_pipeline.checkpoints.connection import Store, in_words
 from ops_pipeline.checkpoints.expiry import EXPIRING, expiring, take_back
 from ops_pipeline.checkpoints.groups import Group
-from ops_pipeline.checkpoints.layouts import Prefixes, Reader, layouts_of, reader_of, shelved_by
+from ops_pipeline.checkpoints.layouts import Prefixes, Reader, beginnings, layouts_of, reader_of, shelved_by
 from ops_pipeline.checkpoints.lock import LOCK, only_sweep
+from ops_pipeline.checkpoints.lots import batches, expirable
 from ops_pipeline.checkpoints.policy import DAY, ERASED, KEPT, ORPHANS, WHOLE, Policy, Verdict, judge, threads_of
-from ops_pipeline.checkpoints.removal import Remover, batches, expirable
+from ops_pipeline.checkpoints.removal import Remover
 from ops_pipeline.checkpoints.scanning import pages, size_of
+from ops_pipeline.checkpoints.swept import Options, Swept
 from ops_pipeline.checkpoints.values import read_ages
 from ops_pipeline.log_fields import tell_changes
-from ops_pipeline.reconcile import Change, Plan, SafetyLimit
+from ops_pipeline.reconcile import Change, Plan
 
 log = logging.getLogger(__name__)
 NO_CHECKPOINT = "orphans, and no checkpoint anywhere"
@@ -34,79 +36,6 @@ TOLD_EVERY_SECONDS = 5.0
 EXAMPLES = 50
 LARGEST_THREADS = 20
 OURS = {LOCK.encode(), EXPIRING.encode()}
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a sweep works.
-
-    Attributes:
-        dry_run: decide, and write nothing.
-        expire_seconds: let idle threads expire after so many seconds instead of deleting them; None deletes.
-        jitter_seconds: over how long expiry is spread.
-        limit: how large a share of the threads may go.
-        time_budget: seconds after which the sweep stops cleanly.
-        largest_pass: how many bytes of keys are kept in memory at a time, about.
-        purge_memory: ask Redis to give memory back at the end.
-    """
-
-    dry_run: bool = False
-    expire_seconds: float | None = None
-    jitter_seconds: float = 3600.0
-    limit: SafetyLimit = field(default_factory=SafetyLimit)
-    time_budget: float = 600.0
-    largest_pass: int = LARGEST_PASS
-    purge_memory: bool = False
-
-
-@dataclass
-class Swept:
-    """What a sweep did; filled as it goes, so that a failure tells what was done before.
-
-    Attributes:
-        processed: keys scanned, in the first pass.
-        deleted: keys deleted, or set to expire.
-        threads: threads seen.
-        removed: threads by action.
-        kept: threads by the reason for which they stay.
-        unknown: keys under our prefixes that no layout understands, and a few of them.
-        foreign: keys of somebody else.
-        documents: keys whose values were looked at.
-        left: threads to remove for which there was no time.
-        taken_back: threads that were set to expire and came alive, or are kept now: what they have stays.
-        passes: scans of the database.
-        used_bytes: memory in use before and after.
-        resident_bytes: memory of the process before and after.
-        ages: threads by whole days since their newest checkpoint.
-        largest: the largest threads, with their keys.
-        changes: the first of the changes, as a plan shows them.
-        seconds: how long it took.
-    """
-
-    processed: int = 0
-    deleted: int = 0
-    threads: int = 0
-    removed: Counter[str] = field(default_factory=Counter)
-    kept: Counter[str] = field(default_factory=Counter)
-    unknown: int = 0
-    unknown_examples: list[bytes] = field(default_factory=list)
-    foreign: int = 0
-    documents: int = 0
-    left: int = 0
-    taken_back: int = 0
-    passes: int = 0
-    used_bytes: tuple[int, int] = (0, 0)
-    resident_bytes: tuple[int, int] = (0, 0)
-    ages: Counter[int] = field(default_factory=Counter)
-    largest: list[tuple[int, bytes]] = field(default_factory=list)
-    changes: list[Change] = field(default_factory=list)
-    planned_keys: int = 0
-    seconds: float = 0.0
-
-    @property
-    def matched(self) -> int:
-        """Keys that belong to checkpoints as far as their names show."""
-        return self.processed - self.foreign
 
 
 def sweep(
@@ -145,6 +74,10 @@ def sweep(
     return swept
 
 
+class _TimeIsUp(Exception):
+    """The time budget is used up before a pass was scanned."""
+
+
 @contextmanager
 def _without_collector() -> Generator[None, None, None]:
     """Without Python's search for cycles, of which a sweep makes none: among half a million keys it takes a tenth."""
@@ -169,7 +102,7 @@ class _Sweeper:
 
     def __post_init__(self) -> None:
         """Take the time from Redis, whose clock the checkpoints' writers share more than this machine's."""
-        self.started = self.spoke = self.clock()
+        self.started = self.spoke = self.began = self.clock()
         self.layouts = layouts_of(self.prefixes)
         self.read: Reader = reader_of(self.layouts)
         seconds, microseconds = self.store.scanned[0].time()
@@ -201,10 +134,8 @@ class _Sweeper:
             names=policy.keep_newest is not None,
             largest=self.options.largest_pass,
         )
-        while True:
-            self._one_pass(groups, keep)
-            if not groups.next_pass():
-                break
+        with suppress(_TimeIsUp):
+            self._passes(groups, keep)
         if self.options.purge_memory and not self.options.dry_run:
             for client in self.store.scanned:
                 client.execute_command("MEMORY", "PURGE")
@@ -213,33 +144,56 @@ class _Sweeper:
         self.swept.seconds = self.clock() - self.started
 
     def _may_want(self, name: bytes) -> bool:
-        """Whether a group is looked at; a document's thread, before its last colon, is certain only with its value."""
-        return self.policy.wants(name) or self.policy.wants(name.rpartition(b":")[0])
+        """Whether a group is looked at: whether it may be, or hold a document, of a thread that is wanted."""
+        # Which of its colons ends the thread, only a value or another group can tell.
+        return self.policy.wants(name) or any(self.policy.wants(one) for one in beginnings(name))
+
+    def _passes(self, groups: Groups, keep: Callable[[], None]) -> None:
+        while True:
+            self._one_pass(groups, keep)
+            if not groups.next_pass():
+                return
 
     def _one_pass(self, groups: Groups, keep: Callable[[], None]) -> None:
-        size = size_of(self.store)
-        for page in pages(self.store):
-            groups.add(_without_ours(page))
-            keep()
-            if self._is_time_to_tell():
-                self._tell(f"{groups.scanned} of {size} keys scanned, {self.swept.deleted} deleted")
-        first = self.swept.passes == 0
-        self.swept.passes = groups.passes
-        if first:
-            self.swept.processed, self.swept.foreign = groups.scanned, groups.foreign
-            self.swept.unknown, self.swept.unknown_examples = groups.unknown_count, groups.unknown
-        self.swept.documents += read_ages(self.store, groups, everything=self.policy.erase)
+        self._look(groups, keep)
         before = self.swept.threads
         verdicts = self._verdicts(groups.found, others=groups.others)
         self._guard(verdicts, self.swept.threads - before)
         if not self.options.dry_run:
             self._remove(verdicts, keep)
 
+    def _look(self, groups: Groups, keep: Callable[[], None]) -> None:
+        """Scan, and read what only values tell.
+
+        Raises:
+            _TimeIsUp: before all was seen; of threads that were seen in part nothing can be decided.
+        """
+        size, self.began = size_of(self.store), self.clock()
+
+        def pause(what: str) -> None:
+            keep()
+            if self.clock() - self.started > self.options.time_budget:
+                self.swept.unscanned = max(1, size - groups.scanned)
+                raise _TimeIsUp
+            if self._is_time_to_tell():
+                self._tell(f"{what}, {self.swept.deleted} deleted", groups.scanned)
+
+        try:
+            for page in pages(self.store):
+                groups.add(_without_ours(page))
+                pause(f"{groups.scanned} of {size} keys scanned")
+        finally:
+            if groups.passes == 1:
+                self.swept.processed, self.swept.foreign = groups.scanned, groups.foreign
+                self.swept.unknown, self.swept.unknown_examples = groups.unknown_count, groups.unknown
+            self.swept.passes = groups.passes
+        self.swept.documents += read_ages(self.store, groups, everything=self.policy.erase, pause=pause)
+
     def _verdicts(self, found: dict[bytes, Group], *, others: bool) -> list[Verdict]:
         """What happens to the threads of a pass; those that stay are counted."""
         verdicts = []
         # With a wrong prefix for checkpoints, all writes look like orphans.
-        lonely = not others and not any(group.checkpoints for group in found.values())
+        lonely = not others and not any(group.has_checkpoints() for group in found.values())
         for thread, names in threads_of(found).items():
             if self.policy.only and not any(self.policy.wants(name) for name in (thread, *names)):
                 continue
@@ -286,7 +240,7 @@ class _Sweeper:
         self.options.limit.check(Plan((Change("thread", "delete", ""),) * whole, scanned=population))
 
     def _remove(self, verdicts: Sequence[Verdict], keep: Callable[[], None]) -> None:
-        done = 0
+        done, before, self.began = 0, self.swept.deleted, self.clock()
         try:
             for batch in batches(verdicts):
                 if self.clock() - self.started > self.options.time_budget:
@@ -299,7 +253,8 @@ class _Sweeper:
                 if self._is_time_to_tell():
                     self.remover.finish()
                     self._note()
-                    self._tell(f"{done} of {len(verdicts)} threads removed, {self.swept.deleted} keys")
+                    text = f"{done} of {len(verdicts)} threads removed, {self.swept.deleted} keys deleted"
+                    self._tell(text, self.swept.deleted - before)
             self.remover.finish()
         finally:
             # What was done before a failure was done.
@@ -316,11 +271,11 @@ class _Sweeper:
     def _is_time_to_tell(self) -> bool:
         return self.clock() - self.spoke >= TOLD_EVERY_SECONDS
 
-    def _tell(self, text: str) -> None:
+    def _tell(self, text: str, keys: int) -> None:
+        """Say how far it is, with the rate of what it is doing."""
         self.spoke = self.clock()
-        seconds = self.spoke - self.started
-        rate = f", {self.swept.deleted / seconds:,.0f} keys/s deleted" if self.swept.deleted else ""
-        self.told(f"{text}, {seconds:.0f} s{rate}")
+        rate = keys / max(self.spoke - self.began, 1e-3)
+        self.told(f"{text}, {self.spoke - self.started:.0f} s, {rate:,.0f} keys/s")
 
 
 def _without_ours(page: list[bytes]) -> list[bytes]:

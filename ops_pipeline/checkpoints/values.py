@@ -6,7 +6,7 @@ What belongs here: reading values, many per round trip. What does not: decisions
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,9 @@ class Age:
     plain: bool = False
 
 
-def read_ages(store: Store, groups: Groups, *, everything: bool = False) -> int:
+def read_ages(
+    store: Store, groups: Groups, *, everything: bool = False, pause: Callable[[str], None] = lambda _: None
+) -> int:
     """Look at the documents of a pass, and put them into their groups with what they say.
 
     A plain document, `checkpoint:{thread}:{id}` with an id that is no time, belongs to the thread before its last
@@ -43,12 +45,16 @@ def read_ages(store: Store, groups: Groups, *, everything: bool = False) -> int:
         store: the Redis.
         groups: the groups of the pass; changed.
         everything: the age does not matter, since whole threads are erased.
+        pause: called between two round trips with how far this is, since a million documents take minutes.
 
     Returns:
         How many documents are of this pass.
     """
-    placed = 0
+    placed = looked_at = 0
     for part in _parts(groups.documents):
+        if looked_at:
+            pause(f"{looked_at} of {len(groups.documents)} documents read")
+        looked_at += len(part)
         ages = _ages(store, [key for _, key in part])
         for (name, key), age in zip(part, ages, strict=True):
             home = (name.rpartition(b":")[0] if age.plain else b"") or name

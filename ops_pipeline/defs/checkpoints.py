@@ -35,6 +35,7 @@ from ops_pipeline.checkpoints.connection import configured_url, in_words, open_s
 from ops_pipeline.checkpoints.plans import (
     Request,
     Retention,
+    largest_table,
     options_of,
     outcome_of,
     policy_of,
@@ -175,6 +176,7 @@ def _shown(swept: Swept, retention: Retention, warnings: list[str]) -> dict[str,
     image = base64.b64encode(picture(swept.ages, swept.largest, retention.days)).decode()
     return {
         "threads_by_age": MetadataValue.md(f"![Threads by age](data:image/png;base64,{image})"),
+        "largest_threads": MetadataValue.md(largest_table(swept)),
         "changes": MetadataValue.md(changes_table(swept.changes) if swept.changes else "Nothing to do."),
         "warnings": MetadataValue.md("\n".join(f"- {warning}" for warning in warnings) or "None."),
     }

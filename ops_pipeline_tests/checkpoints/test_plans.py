@@ -14,6 +14,7 @@ from ops_pipeline.checkpoints.plans import (
     SMALLEST_POPULATION,
     Request,
     Retention,
+    largest_table,
     options_of,
     outcome_of,
     policy_of,
@@ -264,6 +265,20 @@ def test_unknown_keys_are_said_with_examples_whatever_their_bytes() -> None:
 
 def test_threads_that_are_left_are_said() -> None:
     assert warned(Swept(processed=9, left=7)) == ["7 threads are left for the next sweep: the time was up."]
+
+
+def test_a_pass_that_there_was_no_time_to_scan_is_said() -> None:
+    (text,) = warned(Swept(processed=9, unscanned=2_000, passes=3))
+    assert text.startswith("The time was up when 2000 keys were still to be scanned (pass 3), and nothing of that pass")
+    assert text.endswith("raise CHECKPOINT_TIME_BUDGET_SECONDS.")
+    assert result_of(Swept(unscanned=7), USUAL, None)["keys_unscanned"] == 7
+
+
+def test_the_largest_threads_are_told_with_their_whole_names() -> None:
+    name = b"user|" + b"x" * 60
+    table = largest_table(Swept(largest=[(3, b"\xff"), (70, name)]))
+    assert table.splitlines()[2:] == [f"| user\\|{'x' * 60} | 70 |", "| \\\\xff | 3 |"]
+    assert largest_table(Swept()) == "No threads."
 
 
 def test_every_warning_is_said_and_that_of_the_retention_first() -> None:

@@ -33,10 +33,12 @@ from ops_pipeline_tests.checkpoints.redis_servers import (
     keys_of,
     load_blobs,
     load_saver,
+    load_shallow,
     other_id,
     put_blobs,
     put_plain,
     put_saver,
+    put_shallow,
     resume_blobs,
     snapshot,
     until,
@@ -145,6 +147,21 @@ def test_documents_written_in_place_stay_and_do_not_expire(
         else client.ttl("checkpoint:idle:state") > 90
     )
     assert swept.removed == {"whole": 1}
+
+
+def test_a_document_with_a_pointer_beside_it_stays_when_it_is_written_meanwhile(
+    server: RedisServer, client: redis.Redis
+) -> None:
+    """Where an assistant had moved to the shallow saver, old pointers were left, and only these were looked at."""
+    for thread in ("idle", "resumed"):
+        put_saver(client, thread, ago(50))
+        put_shallow(client, thread, ago(40))
+    news: list[Loaded] = []
+    swept = run(server, decided=lambda: news.append(put_shallow(client, "resumed", time.time())))
+    assert load_shallow(client, "resumed") == news[0]
+    assert load_saver(client, "resumed") is not None
+    assert keys_of(client, "idle") == []
+    assert (swept.removed, swept.kept) == ({"whole": 1}, {"came alive": 1})
 
 
 def test_a_thread_resumed_in_a_subgraph_only_stays_as_a_whole(server: RedisServer, client: redis.Redis) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis
 
+from ops_pipeline.checkpoints.collecting import LARGEST_PASS
 from ops_pipeline.checkpoints.connection import open_store
 from ops_pipeline.checkpoints.expiry import EXPIRING
 from ops_pipeline.checkpoints.layouts import Prefixes
@@ -121,6 +122,38 @@ def test_nested_namespaces_live_and_die_with_their_thread(server: RedisServer, c
     assert load_saver(client, "live", nested) is not None
     assert load_saver(client, "awake in the subgraph", nested) == inner
     assert load_saver(client, "awake in the subgraph") is not None
+
+
+@pytest.mark.parametrize("largest", [LARGEST_PASS, 400], ids=["one pass", "many passes"])
+@pytest.mark.parametrize("namespace", ["agent", "outer|agent", f"outer:{uuid.uuid4()}|agent"])
+def test_the_state_of_a_subgraph_that_was_not_called_for_long_stays_with_its_thread(
+    server: RedisServer, client: redis.Redis, namespace: str, largest: int
+) -> None:
+    """A graph within a graph that keeps its state has no task in its namespace: it was taken for an idle thread."""
+    for thread in ("user", "user:7"):
+        put_saver(client, thread, ago(40))
+        kept = put_saver(client, thread, ago(40), namespace=namespace)
+        put_saver(client, thread, ago(2))
+    for number in range(5):
+        put_saver(client, f"idle-{number}", ago(40))
+        put_saver(client, f"idle-{number}", ago(40), namespace=namespace)
+    swept = run(server, largest_pass=largest)
+    assert keys_of(client, "idle") == []
+    assert load_saver(client, "user:7", namespace) == kept
+    assert load_saver(client, "user", namespace) is not None
+    assert swept.removed["whole"] >= 5 and (swept.threads == 7 or largest == 400)
+
+
+def test_erasing_a_thread_takes_the_state_of_its_subgraphs_and_no_thread_that_is_named_alike(
+    server: RedisServer, client: redis.Redis
+) -> None:
+    put_saver(client, "user", ago(1))
+    put_saver(client, "user", ago(1), namespace="agent")
+    others = [put_saver(client, "user:7", ago(1)), put_plain(client, "user:8", ago(1), make_id=uuid6)]
+    run(server, policy(erase=True, only=(glob_of("user"),)))
+    assert [load_saver(client, "user:7"), load_plain(client, "user:8")] == others
+    assert [load_saver(client, "user"), load_saver(client, "user", "agent")] == [None, None]
+    assert keys_of(client, "user:agent") == []
 
 
 def test_names_with_separators_globs_and_bytes_that_are_no_text_are_threads_like_others(
@@ -557,7 +590,7 @@ def test_when_time_is_up_the_sweep_says_what_is_left_and_the_next_one_goes_on(
     ticks = itertools.count(step=2)
     swept = Swept()
     with open_store(server.url()) as store:
-        rules = Options(time_budget=44)
+        rules = Options(time_budget=56)
         sweep(store, Prefixes(), policy(), rules, swept=swept, told=lambda _: None, clock=lambda: float(next(ticks)))
     assert 0 < swept.left < 600
     assert swept.left + swept.removed["whole"] == 600
@@ -566,6 +599,24 @@ def test_when_time_is_up_the_sweep_says_what_is_left_and_the_next_one_goes_on(
     assert not client.exists(LOCK)
     then = run(server)
     assert (then.removed["whole"], client.dbsize()) == (swept.left, 0)
+
+
+def test_when_time_is_up_before_all_was_scanned_nothing_goes_and_that_is_told(
+    server: RedisServer, client: redis.Redis
+) -> None:
+    """The budget counted for deleting only: a scan of a huge database went on until Dagster ended the run."""
+    with client.pipeline(transaction=False) as pipeline:
+        for number in range(1_000):
+            put_saver(pipeline, f"idle-{number}", ago(40))
+        pipeline.execute()
+    ticks = itertools.count(step=2)
+    swept = Swept()
+    with open_store(server.url()) as store:
+        rules = Options(time_budget=12)
+        sweep(store, Prefixes(), policy(), rules, swept=swept, told=lambda _: None, clock=lambda: float(next(ticks)))
+    assert swept.processed + swept.unscanned == client.dbsize() + 1 == 5_001, "its own lock was there too"
+    assert (swept.processed > 0, swept.unscanned > 0, swept.deleted, swept.threads) == (True, True, 0, 0)
+    assert not client.exists(LOCK)
 
 
 def scene(client: redis.Redis) -> dict[str, tuple[str, Loaded]]:

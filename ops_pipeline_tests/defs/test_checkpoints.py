@@ -132,6 +132,7 @@ def test_a_run_deletes_idle_threads_and_tells_the_documented_result(
     assert metadata["used_bytes_before"] > 0 and metadata["resident_bytes_after"] > 0
     assert metadata["warnings"] == "None."
     assert metadata["changes"].count("| delete: 5 keys | newest 40 days old |") == 3
+    assert metadata["largest_threads"].startswith("| thread | keys |")
     assert metadata["threads_by_age"].startswith("![Threads by age](data:image/png;base64,iVBOR")
     assert shown(result)["deleted_count"] == 15
     (outcome,) = rows(engine, job_outcomes)
