@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from dagster import DagsterInstance
+from dagster import DagsterInstance, ExecuteInProcessResult, OpDefinition
+from dagster._core.definitions.dependency import Node
+from prometheus_client import CollectorRegistry
 from sqlalchemy import Connection, Engine, delete, func, insert, inspect, select, text, update
 from sqlalchemy.exc import ProgrammingError
 
@@ -23,24 +26,31 @@ from ops_pipeline.cli import main
 from ops_pipeline.database.engine import connect, reading, writing
 from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.database.migrate import VERSION_TABLE, migrate
+from ops_pipeline.definitions import defs
+from ops_pipeline.defs.watching import measurers, repository_of_deployment
 from ops_pipeline.hypervisor.tables import gpus, machines
 from ops_pipeline.operations.alerts.store import read_open
+from ops_pipeline.operations.exposition import MeasureCollector
 from ops_pipeline.operations.fences import PostgresFence
 from ops_pipeline.operations.home import prepare_home
 from ops_pipeline.operations.tables import alerts, job_outcomes
 from ops_pipeline.services.tables import service_states
 from ops_pipeline.settings import load_settings
 from ops_pipeline.usage.tables import hourly_model_usage, model_calls, usage_hours
+from ops_pipeline_tests.checkpoints.redis_servers import redis_server
 from ops_pipeline_tests.database.test_migrate import ALL_METADATA
-from ops_pipeline_tests.defs.deployment import deployment
+from ops_pipeline_tests.defs.deployment import Deployment, deployment
+from ops_pipeline_tests.defs.test_model_status import probes_file
 from ops_pipeline_tests.hypervisor.libvirt_servers import TestDomain
 from ops_pipeline_tests.hypervisor.scenes import add_machines, fleet
 from ops_pipeline_tests.integration.processes import PROJECT
 from ops_pipeline_tests.servers import PostgresServer
 from ops_pipeline_tests.usage.calls import call, rows
+from ops_pipeline_tests.usage.probes.provider import provider
 
 ROLES = PROJECT / "deploy" / "postgres" / "roles.sql"
 HOUR = datetime(2026, 3, 1, tzinfo=UTC)
+JOBS = [name for name in defs.get_repository_def().job_names if not name.startswith("__")]
 DOMAINS = ("usage", "hypervisor", "services", "analysis", "maintenance", "operations")
 
 
@@ -124,46 +134,69 @@ def test_every_table_belongs_to_the_migrator_and_to_some_domain(
     assert [name for name, (_, granted) in found.items() if not granted & domains] == []
 
 
-def test_jobs_of_every_domain_run_under_their_role(
-    guarded: Guarded, role: Callable[[str], Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    jobs, old = role("jobs"), datetime.now(UTC) - timedelta(days=60)
-    gateway, platform, lab = role("gateway"), role("platform"), role("lab")
-    with writing(gateway) as connection:
+@contextmanager
+def deployed(jobs: Engine, others: dict[str, Engine], folder: Path) -> Iterator[Deployment]:
+    """A deployment with something to do for every job; what its jobs find was written by those who write it."""
+    old = datetime.now(UTC) - timedelta(days=60)
+    with writing(others["gateway"]) as connection:
         connection.execute(insert(model_calls), [call(HOUR, id="first"), call(HOUR, id="stale", status="processing")])
         done = update(model_calls).where(model_calls.c.id == "first", model_calls.c.status != "failed")
         assert connection.execute(done.values(status="success")).rowcount == 1
-    add_machines(platform, {"id": "a", "status": "running"}, {"id": "b", "status": "running"})
-    with writing(lab) as connection:
+    add_machines(others["platform"], {"id": "a", "status": "running"}, {"id": "b", "status": "running"})
+    with writing(others["lab"]) as connection:
         app = {"model_slug": "gpt", "version": 1}
         connection.execute(insert(generated_applications), [{"id": "here", "app_number": 1} | app])
         ended = {"status": "completed", "created_at": old, "updated_at": old, "completed_at": old}
         connection.execute(insert(analysis_tasks), [{"id": "old", "service": "s", "target": "gpt/app1"} | ended])
-    submit_task(lab, ["static"], "gpt/app1")
+    submit_task(others["lab"], ["static"], "gpt/app1")
 
-    (tmp_path / "apps" / "gpt" / "app1").mkdir(parents=True)
-    services = tmp_path / "services.yaml"
+    (folder / "apps" / "gpt" / "app1").mkdir(parents=True)
+    services = folder / "services.yaml"
     services.write_text(
         "services:\n  - {name: sh, description: It., recovery: none, check: {kind: command, command: [/bin/true]}}\n"
     )
-    fleet(tmp_path / "fleet.xml", [TestDomain("a")])
-    (tmp_path / "dagster").mkdir()
-    with DagsterInstance.local_temp(str(tmp_path / "dagster")) as instance:
-        home = deployment(
+    fleet(folder / "fleet.xml", [TestDomain("a")])
+    (folder / "dagster").mkdir()
+    with (
+        redis_server() as redis,
+        provider() as models,
+        DagsterInstance.local_temp(str(folder / "dagster")) as instance,
+    ):
+        yield deployment(
             jobs,
             instance,
-            libvirt_uri=f"test://{tmp_path}/fleet.xml",
+            libvirt_uri=f"test://{folder}/fleet.xml",
             services_file=services,
-            generated_apps_dir=str(tmp_path / "apps"),
-            analysis_results_dir=tmp_path / "results",
-            maintenance_archive=str(tmp_path / "archive"),
-            reports_dir=tmp_path / "reports",
+            model_probes_file=probes_file(folder, models, "chat"),
+            generated_apps_dir=str(folder / "apps"),
+            analysis_results_dir=folder / "results",
+            maintenance_archive=str(folder / "archive"),
+            reports_dir=folder / "reports",
+            checkpoint_redis_url=redis.url(),
+            analyzer_urls={},
+            analysis_worker_linger_seconds=1,
         )
+
+
+def test_jobs_of_every_domain_run_under_their_role_and_dry_runs_write_nothing(
+    guarded: Guarded, role: Callable[[str], Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = role("jobs")
+    monkeypatch.setenv("PROBE_KEY", "sk-of-nobody")
+    with deployed(jobs, {name: role(name) for name in ("gateway", "platform", "lab")}, tmp_path) as home:
+        before = everything(jobs)
+        for job in JOBS:
+            tried = dry_run(home, job)
+            assert tried.success, (job, [event for event in tried.all_events if event.is_failure])
+            assert everything(jobs) == before, f"a dry run of {job} wrote something, if only an outcome"
+        assert not (tmp_path / "reports").exists() and not (tmp_path / "archive").exists()
+
         assert home.run("hourly_model_usage_job", "2026-03-01-00:00").success
         assert home.run("daily_model_usage_job", "2026-03-01").success
         assert home.run("monthly_model_usage_job", "2026-03-01").success
         assert home.run("usage_report_job", "2026-03-01").success
         for job in (
+            "check_model_status",
             "cleanup_stale_model_calls",
             "update_vm_status",
             "update_graphics_information",
@@ -171,26 +204,74 @@ def test_jobs_of_every_domain_run_under_their_role(
             "check_running_services",
             "advance_pipelines",
             "recover_analysis_tasks",
+            "execute_analysis_tasks",
+            "cleanup_checkpoints",
             "run_maintenance",
+            "prune_dagster_storage",
         ):
             result = home.run_job(job)
             assert result.success, [event for event in result.all_events if event.is_failure]
         for sensor in ("late_model_calls_sensor", "usage_partition_status_sensor", "alerts_sensor", "pipelines_sensor"):
             home.sense(sensor)
+        asked = measurers(load_settings(), repository_of_deployment())
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(MeasureCollector(jobs, asked))
+        assert [registry.get_sample_value("ops_pipeline_up", {"domain": name}) for name in asked] == [1] * len(asked)
     assert sum(row["calls"] for row in rows(jobs, hourly_model_usage)) == 2
     assert {row["id"]: row["status"] for row in rows(jobs, model_calls)} == {"first": "success", "stale": "failed"}
     assert {row["name"] for row in rows(jobs, service_states)} == {"sh"}
     assert "old" not in {row["id"] for row in rows(jobs, analysis_tasks)}
-    assert len({row["job"] for row in rows(jobs, job_outcomes)}) >= 8
+    reported = {row["job"] for row in rows(jobs, job_outcomes)}
+    # Reports are files, and have none.
+    assert reported | {"usage_report"} == {job.removesuffix("_job") for job in JOBS}
     with reading(jobs) as connection:
         read_open(connection)
 
+    commands_work(guarded, tmp_path, monkeypatch)
+    assert "old" in {row["id"] for row in rows(jobs, analysis_tasks)}
+
+
+def commands_work(guarded: Guarded, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`check` finds all rights, and what maintenance removed is put back."""
     monkeypatch.setenv("DATABASE_URL", guarded.url("jobs"))
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DAGSTER_HOME", str(folder / "home"))
     monkeypatch.setenv("MODEL_CALL_STATS_START", HOUR.isoformat())
     checked = CliRunner().invoke(main, ["check"])
     assert checked.exit_code == 0, checked.output
     assert "tables: can be read and written" in checked.output
+
+    monkeypatch.setenv("MAINTENANCE_ARCHIVE", str(folder / "archive"))
+    archives = [line.split()[0] for line in CliRunner().invoke(main, ["archive", "list"]).output.splitlines()]
+    restored = [CliRunner().invoke(main, ["archive", "restore", name]) for name in archives]
+    assert [one.output for one in restored if one.exit_code] == []
+
+
+def everything(engine: Engine) -> dict[str, list[object]]:
+    """All rows of all tables but those of locks, in a comparable form."""
+    with reading(engine) as connection:
+        return {
+            table.name: sorted(map(repr, connection.execute(select(table))))
+            for metadata in ALL_METADATA
+            for table in metadata.sorted_tables
+            if table.name != "leases"
+        }
+
+
+def dry_run(home: Deployment, job: str) -> ExecuteInProcessResult:
+    """Run a job dry: every op that takes `dry_run` is told so, and there is at least one in each job."""
+    nodes = home.definitions.resolve_job_def(job).nodes
+    config = {node.name: {"dry_run": True} for node in nodes if "dry_run" in fields_of(node)}
+    assert config, f"{job} knows no dry_run"
+    if job.endswith("_job"):
+        key = "2026-03-01-00:00" if job.startswith("hourly") else "2026-03-01"
+        return home.run(job, key, **config[job.removesuffix("_job")])
+    return home.run_job(job, **config)
+
+
+def fields_of(node: Node) -> Collection[str]:
+    """The names of an op's config."""
+    field = node.definition.config_field if isinstance(node.definition, OpDefinition) else None
+    return getattr(field.config_type, "fields", {}) if field else ()
 
 
 def test_dagster_keeps_its_own_tables_and_the_lead_under_the_role_of_the_jobs(guarded: Guarded, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from ops_pipeline.hypervisor.measures import measure_hypervisors
 from ops_pipeline.hypervisor.tables import machines
 from ops_pipeline.measuring import Measure
 from ops_pipeline.operations.exposition import MeasureCollector, application, server_for
-from ops_pipeline.operations.measures import JobMeasurer, OutcomeTotals
+from ops_pipeline.operations.measures import JobMeasurer, OutcomeTotals, totals_query
 from ops_pipeline.operations.tables import job_outcomes
 from ops_pipeline.services.measures import measure_services
 from ops_pipeline.services.tables import service_states
@@ -175,6 +175,33 @@ def test_totals_are_the_same_however_often_they_are_asked_for(engine: Engine) ->
     record(engine, outcome("a", 2, now, status="failed"))
     with reading(engine) as connection:
         assert OutcomeTotals().read(connection, now)["outcome", "a", "failed"] == 1
+
+
+def test_a_job_whose_first_outcome_comes_after_the_first_scrape_is_counted(engine: Engine) -> None:
+    now = clock(engine)
+    totals = OutcomeTotals(["b"])
+    record(engine, outcome("a", 5000, now))
+    with reading(engine) as connection:
+        totals.read(connection, now)
+    record(engine, outcome("b", 1, now))
+    with reading(engine) as connection:
+        found = totals.read(connection, now)
+    assert (found["outcome", "a", "success"], found["outcome", "b", "success"]) == (1, 1)
+
+
+def test_a_scrape_finds_the_last_minutes_by_an_index(engine: Engine) -> None:
+    """A million rows were read twice at each scrape, for what ended in the last ten minutes."""
+    query = totals_query(["a", "b"], clock(engine) - timedelta(minutes=10), None)
+    words = str(query.compile(engine, compile_kwargs={"literal_binds": True}))
+    with reading(engine) as connection:
+        explain = "EXPLAIN QUERY PLAN "
+        if engine.dialect.name == "postgresql":
+            # A table without rows is read in one go, whatever its indexes.
+            connection.execute(text("SET LOCAL enable_seqscan = off"))
+            explain = "EXPLAIN "
+        plan = "\n".join(str(row) for row in connection.execute(text(explain + words)))
+    assert "job_outcomes_job" in plan
+    assert "finished_at>" in plan if engine.dialect.name == "sqlite" else "finished_at >" in plan.partition("Cond")[2]
 
 
 def test_what_is_not_well_answers_503_and_says_why(sqlite_engine: Engine) -> None:

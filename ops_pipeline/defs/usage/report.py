@@ -4,6 +4,7 @@ What belongs here: translation between a Dagster run and `usage.report`.
 """
 
 import base64
+import tempfile
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -14,11 +15,13 @@ from dagster import (
     AssetMaterialization,
     AssetsDefinition,
     BackfillPolicy,
+    Config,
     Failure,
     MetadataValue,
     TimeWindowPartitionMapping,
     asset,
 )
+from pydantic import Field
 from sqlalchemy import Engine
 
 from ops_pipeline.database.errors import DatabaseProblem, Unreachable
@@ -34,6 +37,12 @@ DESCRIPTION = """\
 Calls, credits and tokens over the day and the last 30 days, top models and apps, success rate, latency percentiles and
 growth, as a web page and a picture. Recent days are renewed by themselves when their numbers change.
 """
+
+
+class ReportConfig(Config):
+    """What one run may do."""
+
+    dry_run: bool = Field(default=False, description="Make the reports and throw them away; write nothing.")
 
 
 def report_asset(settings: Settings, partitions: UsagePartitions) -> AssetsDefinition:
@@ -52,12 +61,17 @@ def report_asset(settings: Settings, partitions: UsagePartitions) -> AssetsDefin
         owners=OWNERS,
         description=DESCRIPTION,
     )
-    def usage_report(context: AssetExecutionContext, database: OperationsDatabase) -> Iterator[AssetMaterialization]:
+    def usage_report(
+        context: AssetExecutionContext, config: ReportConfig, database: OperationsDatabase
+    ) -> Iterator[AssetMaterialization]:
         folder = settings.reports_folder()
         failures: list[tuple[str, str]] = []
         for key in context.partition_keys:
             try:
-                yield _report(database.engine, date_of(key), folder)
+                if config.dry_run:
+                    context.log.info(_tried(database.engine, date_of(key), folder))
+                else:
+                    yield _report(database.engine, date_of(key), folder)
             except Unreachable:
                 raise
             except (DatabaseProblem, ValueError, OSError) as error:
@@ -70,6 +84,16 @@ def report_asset(settings: Settings, partitions: UsagePartitions) -> AssetsDefin
             )
 
     return usage_report
+
+
+def _tried(engine: Engine, day: date, folder: Path) -> str:
+    """Make a report in a folder that goes at once; says what would have been written."""
+    from ops_pipeline.usage.report import build_report, write_report  # noqa: PLC0415 - see below
+
+    with tempfile.TemporaryDirectory() as scratch:
+        files = write_report(build_report(engine, day), Path(scratch))
+        size = files.png.stat().st_size + files.html.stat().st_size
+    return f"Dry run: the report of {day} would be written to {folder}, {size} bytes."
 
 
 def _report(engine: Engine, day: date, folder: Path) -> AssetMaterialization:
