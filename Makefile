@@ -22,6 +22,7 @@ run-distributed: setup
 test: setup
 	scripts/install-servers.sh
 	scripts/install-provider.sh
+	scripts/install-saver.sh
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: setup
@@ -47,7 +48,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.distributed
 
 clean:
-	rm -rf $(VENV) .venv-provider build *.egg-info
+	rm -rf $(VENV) .venv-provider .venv-saver build *.egg-info
 
 # Needs uv (pip install uv).
 lock:

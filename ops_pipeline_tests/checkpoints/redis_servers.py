@@ -462,8 +462,15 @@ def cluster_client(nodes: Sequence[RedisServer]) -> RedisCluster:
     return RedisCluster(host="127.0.0.1", port=nodes[0].port)
 
 
+STRINGS_ONLY = {b"TYPE", b"GET", b"GETRANGE"}
+INDEX_REPLIES = {b"FT.CREATE": b"+OK\r\n", b"FT.INFO": b"-Unknown index name\r\n"}
+
+
 class _AsDocuments(socketserver.StreamRequestHandler):
-    """One connection: what concerns a document is answered as RedisJSON does, all else by the Redis behind."""
+    """One connection: what concerns a document is answered as RedisJSON does, all else by the Redis behind.
+
+    RediSearch's commands are answered as by an index that finds nothing.
+    """
 
     server: _DocumentServer
 
@@ -471,14 +478,23 @@ class _AsDocuments(socketserver.StreamRequestHandler):
         """Answer command by command, as long as the client is there."""
         with socket.socket(socket.AF_UNIX) as line:
             line.connect(str(self.server.behind.socket_path))
-            replies = line.makefile("rb")
+            self.line, self.replies = line, line.makefile("rb")
             while parts := self._command():
                 name, key = parts[0].upper(), parts[1] if len(parts) > 1 else b""
-                if key.startswith(b"checkpoint:") and name in {b"TYPE", b"GET", b"JSON.GET", b"GETRANGE"}:
-                    self.wfile.write(self._document(name, key, parts[2:]))
-                    continue
-                line.sendall(b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(one), one) for one in parts))
-                self.wfile.write(_reply(replies))
+                if name.startswith(b"FT."):
+                    reply = {b"FT.CREATE": b"+OK\r\n", b"FT.INFO": b"-Unknown index name\r\n"}.get(
+                        name, b"*1\r\n:0\r\n"
+                    )
+                elif name.startswith(b"JSON.") or (key.startswith(b"checkpoint:") and name in STRINGS_ONLY):
+                    reply = self._document(name, key, parts[2:])
+                else:
+                    reply = self._ask(*parts)
+                self.wfile.write(reply)
+
+    def _ask(self, *parts: bytes) -> bytes:
+        """The answer of the Redis behind."""
+        self.line.sendall(b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(one), one) for one in parts))
+        return _reply(self.replies)
 
     def _command(self) -> list[bytes]:
         head = self.rfile.readline()
@@ -488,16 +504,23 @@ class _AsDocuments(socketserver.StreamRequestHandler):
             parts.append(self.rfile.read(length + 2)[:-2])
         return parts
 
-    def _document(self, name: bytes, key: bytes, paths: Sequence[bytes]) -> bytes:
-        with self.server.behind.client() as client:
-            text = client.get(key)
+    def _document(self, name: bytes, key: bytes, arguments: Sequence[bytes]) -> bytes:
+        reply = self._ask(b"GET", key)
+        text = None if reply.startswith(b"$-1") else reply.partition(b"\r\n")[2][:-2]
         if name == b"TYPE":
             return b"+none\r\n" if text is None else b"+ReJSON-RL\r\n"
+        if name in {b"JSON.SET", b"JSON.MERGE"}:
+            value = json.loads(arguments[1])
+            if text is not None and (name, arguments[0]) != (b"JSON.SET", b"$"):
+                field = arguments[0].decode().removeprefix("$").removeprefix(".")
+                value = json.loads(text) | ({field: value} if field else value)
+            return self._ask(b"SET", key, json.dumps(value).encode())
         if name != b"JSON.GET":
             return b"-WRONGTYPE Operation against a key holding the wrong kind of value\r\n"
-        if text is not None and paths:
-            found = {path.decode(): _at(json.loads(text), path.decode().split(".")[1:]) for path in paths}
-            text = json.dumps(found).encode()
+        paths = [one.decode() for one in arguments]
+        if text is not None and paths not in ([], ["."]):
+            found = {path: _at(json.loads(text), path.split(".")[1:]) for path in paths}
+            text = json.dumps(found if len(found) > 1 else found[paths[0]]).encode()
         return b"$-1\r\n" if text is None else b"$%d\r\n%s\r\n" % (len(text), text)
 
 
