@@ -6,7 +6,8 @@ are made in a process that is killed when the host hangs, so that each changes o
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,8 @@ from ops_pipeline.hypervisor.filters.facts import (
 )
 
 NOT_SUPPORTED = frozenset({libvirt.VIR_ERR_NO_SUPPORT})
+READERS = 4
+"""Filters read at a time; a daemon works on five requests of one client at most."""
 GONE = frozenset({libvirt.VIR_ERR_NO_NWFILTER, libvirt.VIR_ERR_NO_NWFILTER_BINDING, libvirt.VIR_ERR_NO_DOMAIN})
 
 
@@ -37,13 +40,31 @@ def look_at_filters(connection: Any, _argument: object = None) -> FilterLook:
         if error.get_error_code() in NOT_SUPPORTED:
             return FilterLook(supported=False, pretends=connection.getType() == "TEST")
         raise
-    filters = {}
-    for one in found:
-        xml = _unless_gone(one.XMLDesc)
-        if xml is not None:
-            filters[one.name()] = LiveFilter(one.name(), one.UUIDString(), xml)
     guests, unread = _guests(connection)
-    return FilterLook(filters=filters, guests=guests, bindings=_bindings(connection), unread=unread)
+    return FilterLook(filters=_filters(found), guests=guests, bindings=_bindings(connection), unread=unread)
+
+
+def _filters(found: Sequence[Any]) -> dict[str, LiveFilter]:
+    """Read filters, some at a time: while one is on its way back, the daemon writes the next."""
+    texts: dict[int, str | None] = {}
+    failures: list[Exception] = []
+
+    def read(numbers: Iterable[int]) -> None:
+        try:
+            for number in numbers:
+                texts[number] = _unless_gone(found[number].XMLDesc)
+        except Exception as error:  # noqa: BLE001 - raised by the thread that waits
+            failures.append(error)
+
+    readers = [threading.Thread(target=read, args=(range(at, len(found), READERS),)) for at in range(READERS)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    if failures:
+        raise failures[0]
+    live = [(one, texts[number]) for number, one in enumerate(found)]
+    return {one.name(): LiveFilter(one.name(), one.UUIDString(), xml) for one, xml in live if xml is not None}
 
 
 def _unless_gone(read: Any, *arguments: Any) -> Any:

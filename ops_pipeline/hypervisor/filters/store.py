@@ -6,7 +6,7 @@ What belongs here: every statement over the tables of filters.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -41,28 +41,20 @@ class Wanted:
         desired: the filters.
         links: which machines should carry which of them.
         orphans: since when each orphan is known, by host and `orphan_key`, with the reason why it is still there.
-        rows: what the filters were made of.
     """
 
     now: datetime
     desired: Desired
     links: tuple[Link, ...] = ()
     orphans: Mapping[str, Mapping[str, tuple[datetime, str]]] = field(default_factory=dict)
-    rows: tuple[Sequence[Any], ...] = field(default=(), repr=False)
 
     def first_seen(self, host_id: str) -> dict[str, datetime]:
         """Since when the orphans of a host are known."""
         return {key: since for key, (since, _) in self.orphans.get(host_id, {}).items()}
 
 
-def read_wanted(engine: Engine, prefix: str, earlier: Wanted | None = None) -> Wanted:
-    """Read everything from one snapshot.
-
-    Args:
-        engine: the operations database.
-        prefix: what the names of filters begin with that may be touched.
-        earlier: read before; its filters are taken over where no row has changed, since making them takes longest.
-    """
+def read_wanted(engine: Engine, prefix: str) -> Wanted:
+    """Read everything from one snapshot; `prefix` is what the names of filters begin with that may be touched."""
     with reading(engine) as connection:
         rows = (
             _rows(connection, _FILTERS),
@@ -76,8 +68,7 @@ def read_wanted(engine: Engine, prefix: str, earlier: Wanted | None = None) -> W
             orphans[row["host_id"]][key] = row["first_seen_at"], row["reason"]
         links = _links(connection, names)
         now = database_now(connection)
-    same = earlier is not None and earlier.rows == rows
-    return Wanted(now, earlier.desired if same else desired_of(*rows, prefix), links, orphans, rows)
+    return Wanted(now, desired_of(*rows, prefix), links, orphans)
 
 
 def _as_text(column: Column[Any]) -> ColumnElement[Any]:

@@ -7,9 +7,11 @@ to libvirt are in `live`.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -23,10 +25,10 @@ from ops_pipeline.hypervisor.filters.families import wider_over_ipv6
 from ops_pipeline.hypervisor.filters.orphans import orphan_key
 from ops_pipeline.hypervisor.filters.plan import FilterPolicy, HostPlan, check_structure, plan_host
 from ops_pipeline.hypervisor.filters.store import Wanted, read_names, read_wanted, remember_orphans
-from ops_pipeline.hypervisor.hosts import Host, read_hosts
+from ops_pipeline.hypervisor.hosts import Host, mark_unreachable, read_hosts
 from ops_pipeline.hypervisor.looking import Answer, ask_hosts, tell_answers
 from ops_pipeline.log_fields import fields
-from ops_pipeline.reconcile import Change, Outcome
+from ops_pipeline.reconcile import Change, Outcome, PlanRefused
 
 log = logging.getLogger(__name__)
 LIVE = "ops_pipeline.hypervisor.filters.live"
@@ -42,6 +44,7 @@ class Firewall:
         policy: what may be touched.
         look_seconds: how long a look at one host may take.
         apply_seconds: how long the changes of one host may take.
+        total_seconds: how long a look at all of them may take.
     """
 
     engine: Engine
@@ -49,6 +52,7 @@ class Firewall:
     policy: FilterPolicy = field(default_factory=FilterPolicy)
     look_seconds: float = 20
     apply_seconds: float = 300
+    total_seconds: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Looked:
         hosts: all of them.
         looks: at those that answered.
         unreachable: why the others did not.
-        early: what was wanted before; saves making it again, and is not what counts.
+        early: what was wanted meanwhile; enough to find that nothing differs.
     """
 
     hosts: tuple[Host, ...]
@@ -94,6 +98,11 @@ class Planned:
             for host_id, plan in self.hosts.items()
             for change in plan.changes
         )
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is to be done, now or later."""
+        return not self.due and not any(plan.orphans for plan in self.hosts.values())
 
     @property
     def in_sync(self) -> int:
@@ -153,9 +162,13 @@ def look(firewall: Firewall) -> Looked:
     with reading(firewall.engine) as connection:
         hosts = read_hosts(connection, firewall.local_uri)
     with ThreadPoolExecutor(1) as background:
-        # What is wanted is made of its rows while the hosts answer; afterwards only the rows are read once more.
         reader = background.submit(read_wanted, firewall.engine, firewall.policy.prefix)
-        answers = ask_hosts(hosts, f"{LIVE}:look_at_filters", deadline_seconds=firewall.look_seconds)
+        answers = ask_hosts(
+            hosts,
+            f"{LIVE}:look_at_filters",
+            deadline_seconds=firewall.look_seconds,
+            total_seconds=firewall.total_seconds,
+        )
     tell_answers(log, answers)
     return replace(_looked(hosts, answers), early=reader.result())
 
@@ -166,12 +179,20 @@ def _looked(hosts: Sequence[Host], answers: Mapping[str, Answer]) -> Looked:
 
 
 def plan(firewall: Firewall, looked: Looked) -> Planned:
-    """Read what is wanted, and compare.
+    """Compare with what is wanted, which is read once more when anything differs: it may be new in both.
 
     Raises:
         PlanRefused: filters include each other in a circle, or one that does not exist.
     """
-    wanted = read_wanted(firewall.engine, firewall.policy.prefix, looked.early)
+    if looked.early is not None:
+        with suppress(PlanRefused):
+            early = _compared(firewall, looked, looked.early)
+            if early.settled:
+                return early
+    return _compared(firewall, looked, read_wanted(firewall.engine, firewall.policy.prefix))
+
+
+def _compared(firewall: Firewall, looked: Looked, wanted: Wanted) -> Planned:
     check_structure(wanted.desired)
     hosts = {
         host_id: plan_host(wanted.desired, found, firewall.policy, wanted.first_seen(host_id), wanted.now)
@@ -186,6 +207,7 @@ def plan(firewall: Firewall, looked: Looked) -> Planned:
 
 def apply(firewall: Firewall, planned: Planned) -> Synced:
     """Define, then remove, then look again at every host where anything was to be changed."""
+    mark_unreachable(firewall.engine, planned.looked.hosts, planned.looked.unreachable)
     orders = {host_id: one.orders for host_id, one in planned.hosts.items() if one.orders}
     answers = [_changed(firewall, planned, "define_filters", orders)]
     silent = {host_id for host_id, answer in answers[0].items() if answer.problem}
