@@ -20,6 +20,8 @@ from ops_pipeline.defs.runs import in_flight_text
 
 DAEMON_SECONDS = 5
 """Dagster's daemon looks so often which sensors are due."""
+TICK_SECONDS = 40.0
+"""A tick's look at hosts takes so long at most: after a minute Dagster gives up a tick, and with it its run."""
 
 
 def sensor_interval(seconds: int) -> int:

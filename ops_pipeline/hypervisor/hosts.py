@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, Engine, bindparam, select, update
 
+from ops_pipeline.database.engine import database_now, writing
 from ops_pipeline.database.replace import upsert
 from ops_pipeline.hypervisor.tables import hypervisor_hosts
 
@@ -108,6 +109,18 @@ def mark_hosts(
         statement = update(hypervisor_hosts).where(hypervisor_hosts.c.id == bindparam("key"))
         connection.execute(statement.values({name: bindparam(name) for name in others[0] if name != "key"}), others)
     return len(rows)
+
+
+def mark_unreachable(engine: Engine, hosts: Sequence[Host], problems: Mapping[str, str]) -> int:
+    """Mark hosts that did not answer; that they do again is for the look that knows their uptime to tell.
+
+    Returns how many rows were written.
+    """
+    if not problems:
+        return 0
+    seen = {host: Seen(problem) for host, problem in problems.items()}
+    with writing(engine) as connection:
+        return mark_hosts(connection, hosts, seen, database_now(connection), timedelta.max)
 
 
 def hosts_due(hosts: Sequence[Host], seen: Mapping[str, Seen], now: datetime, refresh: timedelta) -> list[Host]:

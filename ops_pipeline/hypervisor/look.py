@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import math
 import os
 import pickle
 import selectors
@@ -51,6 +52,7 @@ class Request(NamedTuple):
     questions: tuple[Question, ...]
     deadline_seconds: float
     at_once: int
+    total_seconds: float = math.inf
 
 
 class Returned(NamedTuple):
@@ -106,9 +108,9 @@ def resolve(function: str) -> Callable[[Any, Any], Any]:
 
 
 def returned(request: Request) -> list[Returned]:
-    """Ask every host, `at_once` at a time, each until its deadline."""
+    """Ask every host, `at_once` at a time, each until its deadline, and none after the time for all is over."""
     waiting, done = deque(request.questions), []
-    starter = os.getppid()
+    starter, over = os.getppid(), time.monotonic() + request.total_seconds
     with selectors.DefaultSelector() as selector:
         at_work: dict[int, _Child] = {}
         while waiting or at_work:
@@ -118,16 +120,17 @@ def returned(request: Request) -> list[Returned]:
                 source, child = _start(waiting.popleft(), request.deadline_seconds, started)
                 at_work[source] = child
                 selector.register(source, selectors.EVENT_READ)
-            first = min(child.started for child in at_work.values()) + request.deadline_seconds
+            first = min(over, min(child.started for child in at_work.values()) + request.deadline_seconds)
             # Half a second at most: the one that started this process may be gone, and then so is the reason to ask.
             ready = selector.select(min(0.5, max(0.0, first - time.monotonic())))
             ended = {key.fd: "ended" for key, _ in ready if not _read(key.fd, at_work[key.fd])}
             now = time.monotonic()
-            late = [fd for fd, child in at_work.items() if now - child.started >= request.deadline_seconds]
-            if os.getppid() != starter:
-                late = list(at_work)
+            late = {fd: "late" for fd, child in at_work.items() if now - child.started >= request.deadline_seconds}
+            if now >= over or os.getppid() != starter:
+                late = dict.fromkeys(at_work, "unreached") | late
+                done += [Returned(question.host_id, (), "unreached", 0.0) for question in waiting]
                 waiting.clear()
-            ended |= {fd: "late" for fd in late if fd not in ended}
+            ended = late | ended
             for source in ended:
                 selector.unregister(source)
             done += _finished({source: at_work.pop(source) for source in ended}, ended)

@@ -21,6 +21,7 @@ What belongs here: starting the process, and typed answers. What does not: what 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
 import signal
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from ops_pipeline.hypervisor.explaining import late_text, shown
-from ops_pipeline.hypervisor.hosts import Host
+from ops_pipeline.hypervisor.hosts import UNREACHABLE, Host
 from ops_pipeline.hypervisor.look import ITEM, PROBLEM, RESULT, Question, Request, Returned
 from ops_pipeline.log_fields import fields
 from ops_pipeline.reconcile import Unavailable
@@ -42,6 +43,8 @@ AT_ONCE = 64
 """Hosts asked at once; a process of its own costs each some 10 MB."""
 SPARE_SECONDS = 10.0
 """The whole is given up so long after the last deadline: the process that watches the deadlines is stuck itself."""
+
+UNREACHED = "not looked at: other hosts that do not answer took the time of all; a run takes longer and does the rest"
 
 _MAIN = "import sys; sys.path[:] = sys.argv[1:]; from ops_pipeline.hypervisor.look import main; main()"
 """It finds modules where this process does, without looking for them itself (`-S`): an editable installation is found
@@ -58,6 +61,7 @@ class Answer:
         problem: why there are no facts, in words with what to do; empty when all is well.
         items: what a generator yielded, also before a problem.
         seconds: how long it took.
+        unreached: the time for all hosts was over before it could answer, which says nothing about it.
     """
 
     host_id: str
@@ -65,6 +69,7 @@ class Answer:
     problem: str = ""
     items: tuple[Any, ...] = ()
     seconds: float = 0.0
+    unreached: bool = False
 
     def sure(self) -> Any:
         """The facts.
@@ -87,6 +92,7 @@ def ask_hosts(
     writes: bool = False,
     at_once: int = AT_ONCE,
     variable: str = "HYPERVISOR_DEADLINE_SECONDS",
+    total_seconds: float = math.inf,
 ) -> dict[str, Answer]:
     """Call a function once for each host, concurrently; never raises for what a host does.
 
@@ -99,16 +105,20 @@ def ask_hosts(
         writes: open connections that may change something.
         at_once: so many hosts at a time.
         variable: says how long the deadline is; for messages.
+        total_seconds: for all of them; hosts that are not asked by then, or have not had their own time, are
+            `unreached`. Those that are known not to answer come last.
 
     Returns:
         The answers by host id, in the order of `hosts`.
     """
     given = arguments or {}
     # libvirt takes an empty URI for whatever runs on this machine.
-    asked = [Question(host.id, host.uri, function, given.get(host.id, argument), writes) for host in hosts if host.uri]
+    named = sorted((host for host in hosts if host.uri), key=lambda host: host.state == UNREACHABLE)
+    asked = [Question(host.id, host.uri, function, given.get(host.id, argument), writes) for host in named]
     rounds = -(-len(asked) // at_once)
-    longest_seconds = deadline_seconds * rounds + SPARE_SECONDS
-    returned = _ask(Request(tuple(asked), deadline_seconds, at_once), longest_seconds) if asked else []
+    longest_seconds = min(total_seconds, deadline_seconds * rounds) + SPARE_SECONDS
+    request = Request(tuple(asked), deadline_seconds, at_once, total_seconds)
+    returned = _ask(request, longest_seconds) if asked else []
     found = {one.host_id: one for one in returned}
     return {host.id: _answer(host, found.get(host.id), deadline_seconds, variable) for host in hosts}
 
@@ -165,6 +175,8 @@ def _answer(host: Host, returned: Returned | None, deadline_seconds: float, vari
         facts, problem = (value, "") if kind == RESULT else (None, value)
     if not finished and returned.ended == "late":
         problem = late_text(host.uri, deadline_seconds, variable)
+    elif not finished and returned.ended == "unreached":
+        return Answer(host.id, problem=UNREACHED, items=tuple(items), seconds=returned.seconds, unreached=True)
     elif not finished:
         problem = f"{shown(host.uri)}: the process that talked to it was ended by {returned.ended}: look at its memory"
     return Answer(host.id, facts, problem, tuple(items), returned.seconds)

@@ -158,6 +158,10 @@ def test_a_host_that_does_not_answer_fails_the_run_by_name(home: Deployment, lib
     store(home.engine, [filter_row("web")])
     assert "lost: qemu+unix:///system?socket=/nowhere: nothing answers" in failure(home.run_job(JOB), JUDGE)
     assert ours(libvirtd) == ["ibay-web"]
+    found = {row["id"]: (row["state"], row["reason"]) for row in rows(home.engine, hypervisor_hosts)}
+    # That a host is well is for the look to tell that knows its uptime.
+    assert found["here"] == ("", "")
+    assert found["lost"][0] == "unreachable" and "nothing answers" in found["lost"][1]
     assert tick(home) is None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from dagster._core.test_utils import create_run_for_test
 from sqlalchemy import Engine, update
 
 from ops_pipeline.database.engine import writing
+from ops_pipeline.defs.hypervisor import machine_ticks
 from ops_pipeline.defs.hypervisor.machines import JOB
 from ops_pipeline.hypervisor.machines.news import NO_HOSTS
 from ops_pipeline.hypervisor.tables import hypervisor_hosts, machines
@@ -18,7 +21,7 @@ from ops_pipeline.operations.tables import job_outcomes
 from ops_pipeline_tests.defs.deployment import Deployment, deployment
 from ops_pipeline_tests.defs.test_services import failure
 from ops_pipeline_tests.hypervisor.libvirt_servers import TestDomain
-from ops_pipeline_tests.hypervisor.scenes import add_host, add_machines, fleet, rows_of, statuses
+from ops_pipeline_tests.hypervisor.scenes import add_host, add_machines, fleet, passed, rows_of, scene, statuses
 from ops_pipeline_tests.usage.calls import execute, rows
 
 SCHEDULE = f"{JOB}_schedule"
@@ -258,6 +261,26 @@ def test_the_sensor_leaves_a_host_that_is_known_not_to_answer_to_the_schedule(sm
     hosts = rows(small.engine, hypervisor_hosts)
     assert skipped(small).startswith("2 machines changed")
     assert rows(small.engine, hypervisor_hosts) == hosts
+
+
+def test_a_tick_ends_in_time_and_leaves_hosts_that_it_did_not_reach_to_a_run(
+    small: Deployment, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagster gives up a tick after a minute; more hosts that hang than are asked at once took longer."""
+    monkeypatch.setattr(machine_ticks, "TICK_SECONDS", 1)
+    os.mkfifo(tmp_path / "hangs")
+    add_host(small.engine, "good", f"test://{file}", state="up")
+    add_host(small.engine, "slow", f"test://{tmp_path / 'hangs'}", state="up")
+    with writing(small.engine) as connection:
+        connection.execute(update(machines).where(machines.c.id == "a").values(host_id="good"))
+        connection.execute(update(machines).where(machines.c.id == "b").values(host_id="slow"))
+    hosts = rows(small.engine, hypervisor_hosts)
+    assert len(tick(small)) == 1
+    assert (rows(small.engine, hypervisor_hosts), statuses(small.engine)["b"]) == (hosts, "running")
+    made, _ = passed(replace(scene(small.engine, ""), total_seconds=1))
+    assert made.problems["slow"].startswith("not looked at: other hosts that do not answer took the time of all")
+    (row,) = [row for row in rows(small.engine, hypervisor_hosts) if row["id"] == "slow"]
+    assert (row["state"], row["reason"]) == ("up", "")
 
 
 def test_the_checks_can_be_run_by_hand_and_write_nothing(small: Deployment, file: Path) -> None:

@@ -46,6 +46,7 @@ unix_sock_group = "root"
 auth_unix_rw = "none"
 auth_unix_ro = "none"
 keepalive_interval = -1
+host_uuid = "{uuid}"
 log_outputs = "3:file:{folder}/log/libvirtd.log"
 """
 _QEMU_SETTINGS = """
@@ -204,7 +205,7 @@ def libvirt_server() -> Iterator[LibvirtServer]:
         (folder / name).mkdir()
     shutil.copytree("/etc/libvirt", folder / "etc")
     (folder / "etc" / "qemu.conf").write_text(_QEMU_SETTINGS)
-    (folder / "libvirtd.conf").write_text(_DAEMON_SETTINGS.format(folder=folder))
+    (folder / "libvirtd.conf").write_text(_DAEMON_SETTINGS.format(folder=folder, uuid=uuids.uuid4()))
     Path("/run/libvirt").mkdir(exist_ok=True)
     command = ["unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
     holder = subprocess.Popen(

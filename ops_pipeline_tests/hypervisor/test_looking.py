@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ops_pipeline.hypervisor import look
-from ops_pipeline.hypervisor.hosts import Host
+from ops_pipeline.hypervisor.hosts import UNREACHABLE, Host
 from ops_pipeline.hypervisor.looking import Answer, ask_hosts
 from ops_pipeline.reconcile import Unavailable
 from ops_pipeline_tests.hypervisor.libvirt_servers import LibvirtServer, TestDomain, test_node_xml
@@ -61,6 +62,28 @@ def test_more_hosts_than_are_asked_at_once_get_their_turn() -> None:
     answers = ask("given", *hosts, at_once=2, argument="x")
     assert [answer.facts for answer in answers.values()] == ["x"] * 7
     assert list(answers) == [host.id for host in hosts]
+
+
+def test_hosts_whose_turn_does_not_come_in_the_time_for_all_are_told_as_not_looked_at() -> None:
+    """A tick that takes more than a minute is given up by Dagster, and what it saw with it."""
+    known = Host("known", "test:///default", state=UNREACHABLE)
+    hosts = [known, *(Host(name, "test:///default") for name in ("late", "quick", "next"))]
+    started = time.monotonic()
+    seconds = {"known": 60, "late": 60}
+    answers = ask("sleep", *hosts, deadline=30, at_once=2, argument=0, arguments=seconds, total_seconds=1)
+    assert time.monotonic() - started < 20
+    assert {name: answer.unreached for name, answer in answers.items()} == {
+        "known": True,
+        "late": True,
+        "quick": False,
+        "next": False,
+    }
+    assert "a run takes longer and does the rest" in answers["late"].problem
+    waiting = ask("sleep", *hosts, deadline=30, at_once=1, argument=0, arguments=seconds, total_seconds=0.5)
+    assert all(answer.unreached for answer in waiting.values())
+    # Its own time was over: that is its own fault.
+    (answer,) = ask("sleep", known, deadline=0.2, argument=60, total_seconds=0.5).values()
+    assert not answer.unreached and "no answer within 0.2 s" in answer.problem
 
 
 def test_what_was_done_before_the_deadline_is_told() -> None:
@@ -191,11 +214,11 @@ def test_a_daemon_that_dies_in_the_middle_of_a_look_is_unavailable(libvirtd: Lib
     assert time.monotonic() - started < 30
 
 
-def test_the_installed_command_finds_the_package_for_its_processes_too(tmp_path: Path) -> None:
+def test_the_installed_command_finds_the_package_for_its_processes_too(tmp_path: Path, migrated_file: Path) -> None:
     """An editable installation is on no path: every look of `ops-pipeline check` failed, and `make run` with it."""
     command = Path(sys.executable).parent / "ops-pipeline"
     home = {"DAGSTER_HOME": str(tmp_path), "PATH": os.environ["PATH"], "LIBVIRT_URI": "test:///default"}
-    subprocess.run([command, "migrate"], env=home, cwd=tmp_path, check=True, capture_output=True)
+    home["DATABASE_URL"] = f"sqlite:///{shutil.copy(migrated_file, tmp_path / 'operations.db')}"
     checked = subprocess.run([command, "check"], env=home, cwd=tmp_path, check=False, capture_output=True, text=True)
     (line,) = [line for line in checked.stdout.splitlines() if "hypervisor local" in line]
     assert line.startswith("ok"), line

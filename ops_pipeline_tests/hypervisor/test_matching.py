@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,8 +19,8 @@ def row(name: str, *, uuid: str = "", internal: str | None = None, host: str | N
     return MachineRow(name, host, internal_name, uuid, "", more.get("status", "running"), NOW, "", "", None, 0)
 
 
-def domain(name: str, uuid: str = "", state: int = 1) -> Domain:
-    return Domain(name, uuid or f"uuid of {name}", state, 1)
+def domain(name: str, uuid: str = "", state: int = 1, reason: int = 1) -> Domain:
+    return Domain(name, uuid or f"uuid of {name}", state, reason)
 
 
 def matched(machines: list[MachineRow], *domains: Domain, **others: list[Domain]) -> Matches:
@@ -119,6 +120,13 @@ def test_a_machine_that_runs_on_two_hosts_is_a_conflict_unless_it_is_being_moved
         assert (pairs(found), told(found)) == ([("a", "a")], expected)
     found = matched([row("a", uuid="1")], domain("a", "1"), h2=[domain("a", "1", 5)])
     assert told(found) == []
+
+
+@pytest.mark.parametrize("half", [domain("a", "1", 3, 2), domain("a", "1", 3, 11), domain("a", "1", 3, 12)])
+def test_a_machine_that_somebody_migrates_is_not_taken_to_run_twice(half: Domain) -> None:
+    """Each virsh migrate was reported as one machine on two hosts."""
+    for here, there in ((domain("a", "1"), half), (half, domain("a", "1")), (half, half)):
+        assert told(matched([row("a", uuid="1")], here, h2=[there])) == []
 
 
 NAMES = st.sampled_from(["", "a", "b", "c"])

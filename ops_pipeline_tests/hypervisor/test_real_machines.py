@@ -15,7 +15,7 @@ from ops_pipeline.database.engine import writing
 from ops_pipeline.hypervisor.machines.plans import Limits
 from ops_pipeline.hypervisor.machines.sync import Applied
 from ops_pipeline.hypervisor.tables import hypervisor_hosts, machines
-from ops_pipeline_tests.hypervisor.libvirt_servers import LibvirtServer, guest_xml
+from ops_pipeline_tests.hypervisor.libvirt_servers import LibvirtServer, guest_xml, libvirt_server
 from ops_pipeline_tests.hypervisor.scenes import add_host, add_machines, kinds, passed, rows_of, scene, statuses
 from ops_pipeline_tests.servers import wait_until
 
@@ -270,3 +270,58 @@ def test_a_guest_whose_storage_is_full_is_an_alert_until_it_is_resumed(
         assert (observed(engine), kinds(made)) == (("running", "running", "unpaused"), [])
         guest.destroy()
     libvirtd.run("umount", str(full))
+
+
+SCRIBBLE = "b800208ec031ffb90080f3ab80c41080fc9072efebea"
+"""mov ax, 0x2000; mov es, ax; xor di, di; mov cx, 0x8000; rep stosw; add ah, 0x10; cmp ah, 0x90; jb -17; jmp start:
+write 448 KiB of memory over and over, which a link of 1 MiB/s never gets across."""
+
+
+def test_a_live_migration_is_followed_from_daemon_to_daemon(
+    sqlite_engine: Engine, libvirtd: LibvirtServer, tmp_path: Path
+) -> None:
+    """Somebody migrates a machine with virsh: on two hosts at once, paused here or there, then on the other one."""
+    (tmp_path / "disk").write_bytes(boot_disk(SCRIBBLE, 65_024))
+    disk = disk_xml(tmp_path / "disk").replace("<target", "<shareable/><target")
+    with libvirt_server() as target, libvirtd.connection() as here, target.connection() as there:
+        guest = here.defineXML(guest_xml("guest", devices=[disk]))
+        guest.create()
+        add_host(sqlite_engine, "here", libvirtd.uri)
+        add_host(sqlite_engine, "there", target.uri)
+        add_machines(sqlite_engine, {"id": "guest", "uuid": guest.UUIDString(), "host_id": "here", "status": "running"})
+        where = scene(sqlite_engine, "")
+        passed(where)
+        guest.migrateSetMaxDowntime(1)
+        options = {
+            libvirt.VIR_MIGRATE_PARAM_URI: f"unix://{tmp_path}/migration",
+            libvirt.VIR_MIGRATE_PARAM_BANDWIDTH: 1,
+        }
+        flags = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PEER2PEER | libvirt.VIR_MIGRATE_PERSIST_DEST
+        unsafe = libvirt.VIR_MIGRATE_UNSAFE | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
+        errors: list[Exception] = []
+
+        def migrate() -> None:
+            try:
+                guest.migrateToURI3(target.uri, options, flags | unsafe)
+            except libvirt.libvirtError as error:
+                errors.append(error)
+
+        migration = threading.Thread(target=migrate)
+        migration.start()
+        arriving = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION]
+        wait_until(lambda: [one.state() for one in there.listAllDomains()] == [arriving], 60, "the migration")
+        before = rows_of(sqlite_engine)
+        made, applied = passed(where)
+        assert (kinds(made), made.problems, applied.changed, rows_of(sqlite_engine)) == ([], {}, 0, before)
+        assert observed(sqlite_engine)[:2] == ("running", "running")
+        guest.migrateSetMaxDowntime(10_000)
+        migration.join()
+        assert errors == []
+        made, _ = passed(where)
+        assert kinds(made) == [("conflict", "guest")]
+        assert "there" in made.findings[0].words
+        assert statuses(sqlite_engine) == {"guest": "running"}
+        with writing(sqlite_engine) as connection:
+            connection.execute(update(machines).values(host_id="there"))
+        made, _ = passed(where)
+        assert (kinds(made), observed(sqlite_engine)) == ([], ("running", "running", "migrated"))

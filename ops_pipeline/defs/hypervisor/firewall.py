@@ -4,6 +4,7 @@ What belongs here: translation between Dagster and `ops_pipeline.hypervisor.filt
 `firewall_shown`.
 """
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -44,7 +45,7 @@ from ops_pipeline.defs.hypervisor.firewall_shown import (
     skip_text,
     told_details,
 )
-from ops_pipeline.defs.looking import look_first, tell_check
+from ops_pipeline.defs.looking import TICK_SECONDS, look_first, tell_check
 from ops_pipeline.defs.metadata import JOB_METADATA, OWNERS, outcome_metadata
 from ops_pipeline.defs.resources import HANDED_ON, OperationsDatabase
 from ops_pipeline.defs.runs import job_tags
@@ -231,7 +232,7 @@ def flush_schedule(settings: Settings, flush: JobDefinition) -> ScheduleDefiniti
     )
     def tick(context: ScheduleEvaluationContext, database: OperationsDatabase) -> RunRequest | SkipReason:
         def look() -> str | None:
-            firewall = firewall_of(settings, database.engine)
+            firewall = replace(firewall_of(settings, database.engine), total_seconds=TICK_SECONDS)
             looked = sync.look(firewall)
             if not looked.hosts:
                 return NOTHING_TO_LOOK_AT

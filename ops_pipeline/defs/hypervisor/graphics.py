@@ -35,7 +35,7 @@ from pydantic import Field
 from sqlalchemy import Engine
 
 from ops_pipeline.defs.hypervisor.firewall_shown import NOTHING_TO_LOOK_AT
-from ops_pipeline.defs.looking import look_first, tell_check
+from ops_pipeline.defs.looking import TICK_SECONDS, look_first, tell_check
 from ops_pipeline.defs.metadata import JOB_METADATA, OWNERS, outcome_metadata, table
 from ops_pipeline.defs.resources import HANDED_ON, OperationsDatabase
 from ops_pipeline.defs.runs import job_tags
@@ -51,10 +51,10 @@ from ops_pipeline.hypervisor.graphics.update import (
     apply,
     counts_text,
     look,
-    mark_unreachable,
     outcome_of,
     plan,
 )
+from ops_pipeline.hypervisor.hosts import mark_unreachable
 from ops_pipeline.operations.outcomes import record_outcome
 from ops_pipeline.reconcile import PlanRefused, changes_table
 from ops_pipeline.settings import Settings
@@ -241,7 +241,7 @@ def _apply(context: OpExecutionContext, setup: GraphicsSetup, planned: Planned) 
     started = datetime.now(UTC)
     problems = [problems_text(planned.plan)] if planned.plan.problems else []
     tell_check(context, GPUS, CHECK, check_result(planned.plan))
-    mark_unreachable(setup, planned.seen)
+    mark_unreachable(setup.engine, planned.seen.hosts, planned.seen.problems)
     try:
         planned.plan.check(setup)
         written = apply(setup, planned.plan)
@@ -289,7 +289,7 @@ def graphics_schedule(settings: Settings, update: JobDefinition) -> ScheduleDefi
     )
     def tick(context: ScheduleEvaluationContext, database: OperationsDatabase) -> RunRequest | SkipReason:
         def nothing_to_do() -> str | None:
-            setup = graphics_setup(settings, database.engine)
+            setup = replace(graphics_setup(settings, database.engine), total_seconds=TICK_SECONDS)
             seen = look(setup)
             if not seen.hosts:
                 return NOTHING_TO_LOOK_AT

@@ -29,7 +29,7 @@ from dagster import (
 from ops_pipeline.database.engine import reading
 from ops_pipeline.defs.hypervisor.machine_checks import check_results, check_specs
 from ops_pipeline.defs.hypervisor.machines import JOB, MACHINES, plan_text, scene_of
-from ops_pipeline.defs.looking import look_first
+from ops_pipeline.defs.looking import TICK_SECONDS, look_first
 from ops_pipeline.defs.metadata import outcome_metadata
 from ops_pipeline.defs.resources import OperationsDatabase
 from ops_pipeline.defs.runs import in_flight_text, resting_until
@@ -60,7 +60,7 @@ def status_schedule(settings: Settings, job: JobDefinition) -> ScheduleDefinitio
     )
     def tick(context: ScheduleEvaluationContext, database: OperationsDatabase) -> RunRequest | SkipReason:
         def find() -> str | None:
-            scene = scene_of(settings, database)
+            scene = replace(scene_of(settings, database), total_seconds=TICK_SECONDS)
             seen = look(scene)
             if not seen.hosts:
                 return NO_HOSTS
@@ -101,7 +101,8 @@ def events_sensor(settings: Settings) -> SensorDefinition:
             return SkipReason(busy)
         started = datetime.now(UTC)
         scene = scene_of(settings, database)
-        quick = replace(scene, deadline_seconds=min(QUICK_SECONDS, scene.deadline_seconds))
+        deadline_seconds = min(QUICK_SECONDS, scene.deadline_seconds)
+        quick = replace(scene, deadline_seconds=deadline_seconds, total_seconds=TICK_SECONDS)
         seen = look(quick, lambda host: host.state != UNREACHABLE)
         if not seen.hosts:
             return SkipReason(NO_HOSTS)

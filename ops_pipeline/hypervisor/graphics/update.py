@@ -6,14 +6,15 @@ What belongs here: the order of things. What does not: rules (`inventory`, `comp
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from sqlalchemy import Engine
 
-from ops_pipeline.database.engine import database_now, reading, writing
+from ops_pipeline.database.engine import database_now, reading
 from ops_pipeline.hypervisor.graphics.comparing import CLEAR
 from ops_pipeline.hypervisor.graphics.facts import (
     Assignment,
@@ -28,7 +29,7 @@ from ops_pipeline.hypervisor.graphics.facts import (
 from ops_pipeline.hypervisor.graphics.inventory import plan_host
 from ops_pipeline.hypervisor.graphics.look import LOOK
 from ops_pipeline.hypervisor.graphics.store import Written, read_assignments, read_gpus, write_plan
-from ops_pipeline.hypervisor.hosts import Host, Seen, mark_hosts, read_hosts
+from ops_pipeline.hypervisor.hosts import Host, read_hosts
 from ops_pipeline.hypervisor.looking import ask_hosts, tell_answers
 from ops_pipeline.hypervisor.machines.domains import Domain as NamedDomain
 from ops_pipeline.hypervisor.machines.matching import MachineRow, Matches, match
@@ -40,7 +41,6 @@ from ops_pipeline.reconcile import Change, Outcome, Plan, SafetyLimit, count_rea
 log = logging.getLogger(__name__)
 RESTING = frozenset(name for name, group in GROUPS.items() if group in {Group.DOWN, Group.ENDED, Group.ERROR})
 FORMING = frozenset(name for name, group in GROUPS.items() if group in {Group.TRANSITION, Group.LOCK})
-NEVER = timedelta.max
 ASSIGNMENT = "assignment"
 
 
@@ -53,6 +53,7 @@ class GraphicsSetup:
         local_uri: LIBVIRT_URI.
         deadline_seconds: for each host.
         policy: the bounds of plans.
+        total_seconds: for a look at all of them.
         clear_share: at most this share of the assignments may be cleared in one pass; 1 for any.
     """
 
@@ -61,6 +62,7 @@ class GraphicsSetup:
     deadline_seconds: float
     policy: GraphicsPolicy
     clear_share: float = 0.5
+    total_seconds: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def look(setup: GraphicsSetup) -> GraphicsSeen:
     with reading(setup.engine) as connection:
         hosts = read_hosts(connection, setup.local_uri)
         looked_at = database_now(connection)
-    answers = ask_hosts(hosts, LOOK, deadline_seconds=setup.deadline_seconds)
+    answers = ask_hosts(hosts, LOOK, deadline_seconds=setup.deadline_seconds, total_seconds=setup.total_seconds)
     tell_answers(log, answers)
     with reading(setup.engine) as connection:
         return GraphicsSeen(
@@ -234,15 +236,6 @@ def apply(setup: GraphicsSetup, planned: GraphicsPlan) -> Written:
         written += write_plan(setup.engine, one)
         tell_changes(log, _changes(one))
     return written
-
-
-def mark_unreachable(setup: GraphicsSetup, seen: GraphicsSeen) -> int:
-    """Mark the hosts that did not answer; that they do again is for the look that knows their uptime to tell."""
-    if not seen.problems:
-        return 0
-    with writing(setup.engine) as connection:
-        problems = {host: Seen(problem) for host, problem in seen.problems.items()}
-        return mark_hosts(connection, seen.hosts, problems, seen.looked_at, NEVER)
 
 
 def outcome_of(planned: GraphicsPlan, written: Written) -> Outcome:

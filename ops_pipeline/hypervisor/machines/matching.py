@@ -17,6 +17,9 @@ from ops_pipeline.hypervisor.machines.domains import Domain
 ACTIVE_STATES = {1, 2, 3, 4, 7}
 """libvirt's numbers of states in which a domain's process lives."""
 
+IN_MIGRATION = {(3, 2), (3, 11), (3, 12)}
+"""States with reasons of a domain's half that does not run while it is migrated: its target is starting at first."""
+
 
 class MachineRow(NamedTuple):
     """What this job reads of a machine."""
@@ -183,7 +186,9 @@ def _two_hosts(by_uuid: Mapping[str, Mapping[str, Domain]], result: Matches) -> 
             continue
         for host, found in by_uuid.items():
             other = found.get(domain.uuid.lower()) if host != row.host else None
-            if other is not None and other.state in ACTIVE_STATES:
+            if other is None or any((one.state, one.reason) in IN_MIGRATION for one in (domain, other)):
+                continue
+            if other.state in ACTIVE_STATES:
                 words = f"it runs on {row.host} and on {host} at once"
                 result.findings.append(Finding("conflict", row.host, row.label, words))
 

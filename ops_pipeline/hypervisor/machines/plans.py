@@ -42,6 +42,7 @@ class Observed:
         problems: by host id, why the others did not.
         machines: all rows, read after the look.
         looked_at: the database's time just before the look.
+        unreached: of `problems`, hosts whose turn did not come in the time for all; they are not marked.
     """
 
     hosts: Sequence[Host]
@@ -49,6 +50,7 @@ class Observed:
     problems: Mapping[str, str]
     machines: Sequence[MachineRow]
     looked_at: datetime
+    unreached: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

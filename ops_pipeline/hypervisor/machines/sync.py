@@ -6,6 +6,7 @@ What belongs here: the order of things. What does not: rules (`rules`, `plans`) 
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -35,12 +36,14 @@ class Scene:
         local_uri: LIBVIRT_URI.
         deadline_seconds: for each host.
         limits: what the operator decides.
+        total_seconds: for all hosts.
     """
 
     engine: Engine
     local_uri: str
     deadline_seconds: float
     limits: Limits
+    total_seconds: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,12 @@ def look(scene: Scene, wanted: Callable[[Host], bool] | None = None) -> Observed
         machines = read_machines(connection)
     facts = {host: answer.facts for host, answer in answers.items() if not answer.problem}
     problems = {host: answer.problem for host, answer in answers.items() if answer.problem}
-    return Observed(hosts, facts, problems, machines, looked_at)
+    unreached = frozenset(host for host, answer in answers.items() if answer.unreached)
+    return Observed(hosts, facts, problems, machines, looked_at, unreached)
 
 
 def _ask(scene: Scene, hosts: Sequence[Host]) -> dict[str, Answer]:
-    return ask_hosts(hosts, LOOK, deadline_seconds=scene.deadline_seconds)
+    return ask_hosts(hosts, LOOK, deadline_seconds=scene.deadline_seconds, total_seconds=scene.total_seconds)
 
 
 def plan(scene: Scene, seen: Observed, sleep: Callable[[float], None]) -> StatusPlan:
@@ -124,7 +128,11 @@ def apply_changes(scene: Scene, seen: Observed, planned: StatusPlan) -> Applied:
 def mark(scene: Scene, seen: Observed, planned: StatusPlan) -> int:
     """Write how the looks at the hosts ended, where that is new or due; returns how many rows were written."""
     looks = {host: Seen(uptime_seconds=facts.uptime_seconds) for host, facts in seen.facts.items()}
-    looks |= {host: Seen(problem, refused=host in planned.refused) for host, problem in planned.problems.items()}
+    looks |= {
+        host: Seen(problem, refused=host in planned.refused)
+        for host, problem in planned.problems.items()
+        if host not in seen.unreached
+    }
     if not hosts_due(seen.hosts, looks, seen.looked_at, scene.limits.refresh):
         return 0
     with writing(scene.engine) as connection:

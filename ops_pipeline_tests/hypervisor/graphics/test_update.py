@@ -30,10 +30,10 @@ from ops_pipeline.hypervisor.graphics.update import (
     apply,
     counts_text,
     look,
-    mark_unreachable,
     outcome_of,
     plan,
 )
+from ops_pipeline.hypervisor.hosts import mark_unreachable
 from ops_pipeline.hypervisor.tables import gpu_assignments, gpus, hypervisor_hosts, machines
 from ops_pipeline.reconcile import PlanRefused
 from ops_pipeline_tests.hypervisor.graphics.samples import (
@@ -279,14 +279,15 @@ def test_an_unreachable_host_changes_nothing_of_its_own_and_the_others_go_on(
     setup = setup_of(engine)
     seen, made = planned(setup)
     written = apply(setup, made)
-    assert mark_unreachable(setup, seen) == 1
+    assert mark_unreachable(engine, seen.hosts, seen.problems) == 1
     assert gpu_states(engine) == {f"{HOST} {A}": "assigned", f"{HOST} {B}": "available", f"kvm2 {C}": "available"}
     assert list(made.problems) == [HOST]
     outcome = outcome_of(made, written)
     assert (outcome.status, outcome.failed, outcome.changed) == ("failed", 1, 1)
     state = {row["id"]: (row["state"], bool(row["reason"])) for row in rows(engine, hypervisor_hosts)}
     assert state == {HOST: ("unreachable", True), "kvm2": ("", False)}
-    assert mark_unreachable(setup, look(setup)) == 0
+    again = look(setup)
+    assert mark_unreachable(engine, again.hosts, again.problems) == 0
 
 
 def test_an_assignment_on_a_host_that_does_not_exist_is_told(engine: Engine, file: Path) -> None:
