@@ -84,7 +84,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 @pytest.fixture(scope="session")
 def libvirtd_process() -> Iterator[LibvirtServer]:
-    """A private libvirtd; tests that use it carry `pytest.mark.xdist_group("libvirtd")`, so that one is enough."""
+    """A private libvirtd, one for each test process: its namespaces keep several apart, and it starts in a second."""
     with libvirt_server() as server:
         yield server
 

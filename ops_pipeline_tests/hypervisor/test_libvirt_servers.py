@@ -6,11 +6,8 @@ import subprocess
 from pathlib import Path
 
 import libvirt
-import pytest
 
 from ops_pipeline_tests.hypervisor.libvirt_servers import LibvirtServer, TestDomain, interface_xml, test_node_xml
-
-pytestmark = pytest.mark.xdist_group("libvirtd")
 
 
 def states(connection: libvirt.virConnect) -> dict[str, int]:
@@ -23,14 +20,6 @@ def test_a_guest_runs_behind_filters_that_only_its_own_network_has(libvirtd: Lib
     assert "guest1" in libvirtd.run("ebtables", "-t", "nat", "-L")
     outside = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
     assert "guest1" not in outside
-
-
-def test_guests_outlive_the_daemon_and_hang_with_nothing(libvirtd: LibvirtServer) -> None:
-    libvirtd.define("guest")
-    with libvirtd.down(), pytest.raises(libvirt.libvirtError):
-        libvirt.open(libvirtd.uri)
-    with libvirtd.connection() as connection:
-        assert states(connection) == {"guest": 1}
 
 
 def test_the_test_driver_loads_a_fleet_from_one_file(tmp_path: Path) -> None:

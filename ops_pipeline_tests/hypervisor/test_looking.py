@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from ops_pipeline.hypervisor import look
 from ops_pipeline.hypervisor.hosts import UNREACHABLE, Host
 from ops_pipeline.hypervisor.looking import Answer, ask_hosts
 from ops_pipeline.reconcile import Unavailable
-from ops_pipeline_tests.hypervisor.libvirt_servers import LibvirtServer, TestDomain, test_node_xml
+from ops_pipeline_tests.hypervisor.libvirt_servers import TestDomain, test_node_xml
 from ops_pipeline_tests.servers import wait_until
 
 HERE = "ops_pipeline_tests.hypervisor.questions"
@@ -183,35 +182,6 @@ def test_nothing_is_left_of_a_run_that_was_killed(tmp_path: Path) -> None:
     run.kill()
     run.wait()
     wait_until(lambda: not _alive(int(path.read_text())), 10, "its processes to end")
-
-
-@pytest.mark.xdist_group("libvirtd")
-def test_a_daemon_that_hangs_or_dies_is_unavailable_and_never_empty(libvirtd: LibvirtServer) -> None:
-    """Errors read as an empty list stopped every machine of the platform."""
-    libvirtd.define("guest", start=False)
-    host = Host("real", libvirtd.uri)
-    assert ask("names", host)["real"].facts == ["guest"]
-    with libvirtd.hung():
-        answers = ask("names", host, TEST, deadline=2)
-    assert "no answer within 2 s" in answers["real"].problem
-    assert answers["test"].facts == ["test"]
-    with libvirtd.down():
-        assert "nothing answers" in ask("names", host)["real"].problem
-    assert ask("names", host)["real"].facts == ["guest"]
-
-
-@pytest.mark.xdist_group("libvirtd")
-def test_a_daemon_that_dies_in_the_middle_of_a_look_is_unavailable(libvirtd: LibvirtServer) -> None:
-    host = Host("real", libvirtd.uri)
-    libvirtd.signal(signal.SIGSTOP)
-    killer = threading.Timer(1, libvirtd.kill)
-    killer.start()
-    started = time.monotonic()
-    problem = ask("names", host, deadline=30)["real"].problem
-    killer.join()
-    libvirtd.start()
-    assert "the connection broke" in problem or "nothing answers" in problem
-    assert time.monotonic() - started < 30
 
 
 def test_the_installed_command_finds_the_package_for_its_processes_too(tmp_path: Path, migrated_file: Path) -> None:

@@ -12,14 +12,11 @@ import pytest
 from sqlalchemy import Engine, update
 
 from ops_pipeline.database.engine import writing
-from ops_pipeline.hypervisor.machines.plans import Limits
 from ops_pipeline.hypervisor.machines.sync import Applied
 from ops_pipeline.hypervisor.tables import hypervisor_hosts, machines
 from ops_pipeline_tests.hypervisor.libvirt_servers import LibvirtServer, guest_xml, libvirt_server
 from ops_pipeline_tests.hypervisor.scenes import add_host, add_machines, kinds, passed, rows_of, scene, statuses
 from ops_pipeline_tests.servers import wait_until
-
-pytestmark = pytest.mark.xdist_group("libvirtd")
 
 
 def observed(engine: Engine, name: str = "guest") -> tuple[str, str, str]:
@@ -82,12 +79,14 @@ def test_a_guests_whole_life_is_followed(engine: Engine, libvirtd: LibvirtServer
 
 
 def test_an_undefined_guest_is_missing_after_some_looks_and_one_made_anew_is_not_it(
-    engine: Engine, libvirtd: LibvirtServer
+    sqlite_engine: Engine, libvirtd: LibvirtServer
 ) -> None:
     uuid = libvirtd.define("guest")
     libvirtd.define("other")
-    add_machines(engine, {"id": "guest", "uuid": uuid, "status": "running"}, {"id": "other", "status": "running"})
-    where = scene(engine, libvirtd.uri)
+    add_machines(
+        sqlite_engine, {"id": "guest", "uuid": uuid, "status": "running"}, {"id": "other", "status": "running"}
+    )
+    where = scene(sqlite_engine, libvirtd.uri)
     passed(where)
     with libvirtd.connection() as connection:
         guest = connection.lookupByName("guest")
@@ -96,38 +95,38 @@ def test_an_undefined_guest_is_missing_after_some_looks_and_one_made_anew_is_not
     found = []
     for _ in range(3):
         passed(where)
-        found.append(observed(engine)[:2])
+        found.append(observed(sqlite_engine)[:2])
     assert found == [("running", "missing"), ("running", "missing"), ("stopped", "missing")]
     libvirtd.define("guest")
-    before = rows_of(engine)["guest"]
+    before = rows_of(sqlite_engine)["guest"]
     made, _ = passed(where)
     assert kinds(made) == [("conflict", "guest")]
-    assert rows_of(engine)["guest"] == before
+    assert rows_of(sqlite_engine)["guest"] == before
 
 
-def test_a_transient_guest_that_a_user_switched_off_is_no_alert(engine: Engine, libvirtd: LibvirtServer) -> None:
+def test_a_transient_guest_that_a_user_switched_off_is_no_alert(sqlite_engine: Engine, libvirtd: LibvirtServer) -> None:
     libvirtd.define("other", start=False)
     with libvirtd.connection() as connection:
         guest = connection.createXML(guest_xml("guest"))
-        add_machines(engine, {"id": "guest", "uuid": guest.UUIDString(), "status": "starting"}, {"id": "other"})
-        where = scene(engine, libvirtd.uri)
+        add_machines(sqlite_engine, {"id": "guest", "uuid": guest.UUIDString(), "status": "starting"}, {"id": "other"})
+        where = scene(sqlite_engine, libvirtd.uri)
         passed(where)
-        assert observed(engine)[:2] == ("starting", "running")
+        assert observed(sqlite_engine)[:2] == ("starting", "running")
         guest.destroy()
-    with writing(engine) as connection:
+    with writing(sqlite_engine) as connection:
         connection.execute(update(machines).where(machines.c.id == "guest").values(status="off"))
     for _ in range(4):
         made, _ = passed(where)
-    assert (observed(engine)[:2], kinds(made)) == (("off", "missing"), [])
+    assert (observed(sqlite_engine)[:2], kinds(made)) == (("off", "missing"), [])
 
 
-def test_a_daemon_that_is_down_hangs_or_dies_changes_no_machine(engine: Engine, libvirtd: LibvirtServer) -> None:
+def test_a_daemon_that_is_down_hangs_or_dies_changes_no_machine(sqlite_engine: Engine, libvirtd: LibvirtServer) -> None:
     """An error was read as an empty list, and every machine was written off."""
     libvirtd.define("guest")
-    add_machines(engine, {"id": "guest", "status": "running"}, {"id": "off", "status": "off"})
-    where = scene(engine, libvirtd.uri, deadline=3)
+    add_machines(sqlite_engine, {"id": "guest", "status": "running"}, {"id": "off", "status": "off"})
+    where = scene(sqlite_engine, libvirtd.uri, deadline=3)
     passed(where)
-    before = rows_of(engine)
+    before = rows_of(sqlite_engine)
     problems = []
     with libvirtd.hung():
         made, applied = passed(where)
@@ -140,66 +139,59 @@ def test_a_daemon_that_is_down_hangs_or_dies_changes_no_machine(engine: Engine, 
     problems.append(made.problems["local"])
     made, applied = passed(where)
     problems.append(made.problems["local"])
-    assert rows_of(engine) == before
+    assert rows_of(sqlite_engine) == before
     assert (applied.changed, applied.observed, made.unasked) == (0, 0, 2)
-    assert rows_of(engine, hypervisor_hosts)["local"]["state"] == "unreachable"
+    assert rows_of(sqlite_engine, hypervisor_hosts)["local"]["state"] == "unreachable"
     libvirtd.start()
     made, applied = passed(where)
-    assert (made.problems, statuses(engine)) == ({}, {"guest": "running", "off": "off"})
-    assert rows_of(engine, hypervisor_hosts)["local"]["state"] == "up"
+    assert (made.problems, statuses(sqlite_engine)) == ({}, {"guest": "running", "off": "off"})
+    assert rows_of(sqlite_engine, hypervisor_hosts)["local"]["state"] == "up"
     assert "no answer within 3 s" in problems[0]
     assert "nothing answers" in problems[2]
 
 
 def test_a_whole_host_that_goes_down_is_believed_only_when_it_was_started_again(
-    engine: Engine, libvirtd: LibvirtServer
+    sqlite_engine: Engine, libvirtd: LibvirtServer
 ) -> None:
     names = [f"guest{number}" for number in range(10)]
-    add_host(engine, "h", libvirtd.uri)
-    add_machines(engine, *({"id": name, "host_id": "h", "status": "running"} for name in names))
+    add_host(sqlite_engine, "h", libvirtd.uri)
+    add_machines(sqlite_engine, *({"id": name, "host_id": "h", "status": "running"} for name in names))
     for name in names:
         libvirtd.define(name, start=False)
-    where = scene(engine, "")
+    where = scene(sqlite_engine, "")
     made, applied = passed(where)
-    assert (list(made.problems), applied.changed, set(statuses(engine).values())) == (["h"], 0, {"running"})
-    host = rows_of(engine, hypervisor_hosts)["h"]
+    assert (list(made.problems), applied.changed, set(statuses(sqlite_engine).values())) == (["h"], 0, {"running"})
+    host = rows_of(sqlite_engine, hypervisor_hosts)["h"]
     assert (host["state"], host["last_seen_at"], host["uptime_seconds"]) == ("up", None, None)
     assert "would go down in one look" in host["reason"]
     # As if it had been seen a minute ago, after a year without a restart.
-    with writing(engine) as connection:
-        values = {"last_seen_at": rows_of(engine)["guest0"]["updated_at"], "uptime_seconds": 365 * 86_400}
+    with writing(sqlite_engine) as connection:
+        values = {"last_seen_at": rows_of(sqlite_engine)["guest0"]["updated_at"], "uptime_seconds": 365 * 86_400}
         connection.execute(update(hypervisor_hosts).values(values))
     made, applied = passed(where)
-    assert (made.problems, applied.changed, set(statuses(engine).values())) == ({}, 10, {"stopped"})
-    uptime = rows_of(engine, hypervisor_hosts)["h"]["uptime_seconds"]
+    assert (made.problems, applied.changed, set(statuses(sqlite_engine).values())) == ({}, 10, {"stopped"})
+    uptime = rows_of(sqlite_engine, hypervisor_hosts)["h"]["uptime_seconds"]
     assert abs(uptime - float(Path("/proc/uptime").read_text().split()[0])) < max(60, uptime / 2)
 
 
-def test_the_operator_may_raise_the_limit(engine: Engine, libvirtd: LibvirtServer) -> None:
-    names = [f"guest{number}" for number in range(10)]
-    add_machines(engine, *({"id": name, "status": "running"} for name in names))
-    for name in names:
-        libvirtd.define(name, start=False)
-    _, applied = passed(scene(engine, libvirtd.uri, Limits(down_share=1)))
-    assert applied.changed == 10
-
-
-def test_a_guest_that_is_restarted_between_two_looks_is_simply_running(engine: Engine, libvirtd: LibvirtServer) -> None:
+def test_a_guest_that_is_restarted_between_two_looks_is_simply_running(
+    sqlite_engine: Engine, libvirtd: LibvirtServer
+) -> None:
     libvirtd.define("guest")
-    add_machines(engine, {"id": "guest", "status": "running"})
-    where = scene(engine, libvirtd.uri)
+    add_machines(sqlite_engine, {"id": "guest", "status": "running"})
+    where = scene(sqlite_engine, libvirtd.uri)
     passed(where)
     with libvirtd.connection() as connection:
         guest = connection.lookupByName("guest")
         guest.destroy()
         guest.create()
     assert passed(where)[1] == Applied()
-    assert observed(engine) == ("running", "running", "booted")
+    assert observed(sqlite_engine) == ("running", "running", "booted")
 
 
 def test_the_process_that_looks_may_not_change_anything(libvirtd: LibvirtServer) -> None:
     """Its connection is read-only, so a mistake in it cannot harm a guest."""
-    libvirtd.define("guest")
+    libvirtd.define("guest", start=False)
     connection = libvirt.openReadOnly(libvirtd.uri)
     with pytest.raises(libvirt.libvirtError, match="read only"):
         connection.lookupByName("guest").destroy()
@@ -227,7 +219,7 @@ def until_state(guest: libvirt.virDomain, state: int) -> None:
 
 
 def test_a_guest_that_sleeps_is_suspended_until_it_is_woken(
-    engine: Engine, libvirtd: LibvirtServer, tmp_path: Path
+    sqlite_engine: Engine, libvirtd: LibvirtServer, tmp_path: Path
 ) -> None:
     (tmp_path / "disk").write_bytes(boot_disk(SUSPEND, 65_024))
     xml = guest_xml("guest", devices=[disk_xml(tmp_path / "disk")])
@@ -235,19 +227,19 @@ def test_a_guest_that_sleeps_is_suspended_until_it_is_woken(
     with libvirtd.connection() as connection:
         guest = connection.defineXML(xml.replace("<devices>", able))
         guest.create()
-        add_machines(engine, {"id": "guest", "uuid": guest.UUIDString(), "status": "running"})
-        where = scene(engine, libvirtd.uri)
+        add_machines(sqlite_engine, {"id": "guest", "uuid": guest.UUIDString(), "status": "running"})
+        where = scene(sqlite_engine, libvirtd.uri)
         until_state(guest, libvirt.VIR_DOMAIN_PMSUSPENDED)
         made, _ = passed(where)
-        assert (observed(engine), kinds(made)) == (("suspended", "pmsuspended", ""), [])
+        assert (observed(sqlite_engine), kinds(made)) == (("suspended", "pmsuspended", ""), [])
         guest.pMWakeup()
         until_state(guest, libvirt.VIR_DOMAIN_RUNNING)
         passed(where)
-        assert observed(engine)[:2] == ("running", "running")
+        assert observed(sqlite_engine)[:2] == ("running", "running")
 
 
 def test_a_guest_whose_storage_is_full_is_an_alert_until_it_is_resumed(
-    engine: Engine, libvirtd: LibvirtServer, tmp_path: Path
+    sqlite_engine: Engine, libvirtd: LibvirtServer, tmp_path: Path
 ) -> None:
     """QEMU pauses a guest whose write fails; nobody looked, and the machine was taken for stopped."""
     full = tmp_path / "full"
@@ -259,15 +251,15 @@ def test_a_guest_whose_storage_is_full_is_an_alert_until_it_is_resumed(
     with libvirtd.connection() as connection:
         guest = connection.defineXML(guest_xml("guest", devices=[disk_xml(full / "disk")]))
         guest.create()
-        add_machines(engine, {"id": "guest", "uuid": guest.UUIDString(), "status": "running"})
-        where = scene(engine, libvirtd.uri)
+        add_machines(sqlite_engine, {"id": "guest", "uuid": guest.UUIDString(), "status": "running"})
+        where = scene(sqlite_engine, libvirtd.uri)
         until_state(guest, libvirt.VIR_DOMAIN_PAUSED)
         made, _ = passed(where)
-        assert (observed(engine), kinds(made)) == (("suspended", "paused", "io_error"), [("alert", "guest")])
+        assert (observed(sqlite_engine), kinds(made)) == (("suspended", "paused", "io_error"), [("alert", "guest")])
         libvirtd.run("rm", f"{full}/rest")
         guest.resume()
         made, _ = passed(where)
-        assert (observed(engine), kinds(made)) == (("running", "running", "unpaused"), [])
+        assert (observed(sqlite_engine), kinds(made)) == (("running", "running", "unpaused"), [])
         guest.destroy()
     libvirtd.run("umount", str(full))
 

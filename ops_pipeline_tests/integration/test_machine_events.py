@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import pytest
 from sqlalchemy import select
 
 from ops_pipeline.database.engine import connect, reading
@@ -17,7 +16,6 @@ from ops_pipeline_tests.integration.daemons import daemon
 from ops_pipeline_tests.servers import wait_until
 
 
-@pytest.mark.xdist_group("libvirtd")
 def test_a_guest_destroyed_by_hand_is_stopped_in_the_database_by_the_sensor(tmp_path: Path) -> None:
     """The schedule sleeps: only the sensor can have seen it."""
     with libvirt_server() as server:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from sqlalchemy import Engine
 
 from ops_pipeline.database.engine import writing
@@ -15,19 +14,18 @@ from ops_pipeline_tests.hypervisor.filters.syncs import synced
 from ops_pipeline_tests.hypervisor.libvirt_servers import LibvirtServer, interface_xml
 
 
-@pytest.mark.xdist_group("libvirtd")
 def test_the_filters_of_the_demo_can_be_defined_and_a_machine_starts_with_one(
-    libvirtd: LibvirtServer, engine: Engine
+    libvirtd: LibvirtServer, sqlite_engine: Engine
 ) -> None:
-    insert_rows(engine, machines, [{"id": "m", "internal_name": "shop", "name": "Shop", "department_id": "web"}])
-    with writing(engine) as connection:
+    insert_rows(sqlite_engine, machines, [{"id": "m", "internal_name": "shop", "name": "Shop", "department_id": "web"}])
+    with writing(sqlite_engine) as connection:
         assert write_demo_filters(connection, ["web", "db"]) == 8
-    done = synced(engine, libvirtd)
+    done = synced(sqlite_engine, libvirtd)
     assert (done.failures(), done.planned.wider, len(done.planned.changes)) == ([], {}, 8)
-    labels = read_wanted(engine, PREFIX).desired.labels
+    labels = read_wanted(sqlite_engine, PREFIX).desired.labels
     (name,) = [internal for internal, label in labels.items() if label == "Department web"]
     libvirtd.define("shop", interfaces=[interface_xml("52:54:00:00:00:01", "tap1", name)])
-    assert synced(engine, libvirtd).planned.uncarried == {"local": {}}
+    assert synced(sqlite_engine, libvirtd).planned.uncarried == {"local": {}}
     for family in ("ipv4", "ipv6"):
         found = rules_towards(libvirtd, "tap1", family)
         assert "--dport 22" in " ".join(found) and found[-1] == "-j DROP"

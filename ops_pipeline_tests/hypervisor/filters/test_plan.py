@@ -65,7 +65,7 @@ def interface(name: str, device: str = "") -> Interface:
 WEB = desired([filter_row("web")], [rule_row("web", protocol="tcp", dst_port_start=80)])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(filters(), max_size=3), st.lists(filters(), max_size=3))
 def test_a_second_plan_is_empty(wanted: list[Filter], present: list[Filter]) -> None:
     names = {one.name: replace(one, references=()) for one in wanted}

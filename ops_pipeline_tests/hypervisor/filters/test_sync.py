@@ -32,8 +32,6 @@ from ops_pipeline_tests.hypervisor.libvirt_servers import LibvirtServer, guest_x
 from ops_pipeline_tests.servers import wait_until
 from ops_pipeline_tests.usage.calls import rows
 
-pytestmark = pytest.mark.xdist_group("libvirtd")
-
 DIAMOND = [filter_row(name) for name in ("vm", "left", "right", "base")]
 RULES = [
     rule_row("base", "drop", priority=900),

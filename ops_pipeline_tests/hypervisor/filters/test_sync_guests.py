@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 from sqlalchemy import Engine
 
 from ops_pipeline.hypervisor.tables import machines, network_filter_departments, network_filter_machines
@@ -13,8 +12,6 @@ from ops_pipeline_tests.hypervisor.filters.packet_rules import frames_towards, r
 from ops_pipeline_tests.hypervisor.filters.samples import filter_row, insert_rows, reference_row, rule_row, store
 from ops_pipeline_tests.hypervisor.filters.syncs import firewall, synced
 from ops_pipeline_tests.hypervisor.libvirt_servers import LibvirtServer, interface_xml
-
-pytestmark = pytest.mark.xdist_group("libvirtd")
 
 MACS = ("52:54:00:00:00:01", "52:54:00:00:00:02")
 FILTERS = [filter_row(name) for name in ("base", "department", "vm-1", "vm-2")]
@@ -40,7 +37,7 @@ def start(server: LibvirtServer, number: int, filter_name: str | None = None, **
     server.define(f"guest-{number}", interfaces=[interface], **more)
 
 
-def test_a_change_of_a_departments_filter_reaches_every_machine_over_both_versions_of_ip(
+def test_changes_of_a_departments_filter_reach_every_machine_over_both_versions_of_ip_whole_or_not_at_all(
     libvirtd: LibvirtServer, sqlite_engine: Engine
 ) -> None:
     store(sqlite_engine, FILTERS, rules(80), REFERENCES)
@@ -57,61 +54,7 @@ def test_a_change_of_a_departments_filter_reaches_every_machine_over_both_versio
             assert "--dport 443" in found[0] and "--ctstate NEW" in found[0] and found[0].endswith("-j ACCEPT")
             assert found[1:] == ["-j DROP"]
         assert frames_towards(libvirtd, f"tap{number}") == ["-p LLDP -j DROP"]
-
-
-def test_a_rule_that_was_deleted_is_enforced_no_more(libvirtd: LibvirtServer, sqlite_engine: Engine) -> None:
-    """A flush that only added left it in the kernel."""
-    store(sqlite_engine, FILTERS, rules(80), REFERENCES)
-    synced(sqlite_engine, libvirtd)
-    start(libvirtd, 1)
-    store(sqlite_engine, FILTERS, rules(80)[:2], REFERENCES)
-    assert synced(sqlite_engine, libvirtd).failures() == []
-    assert rules_towards(libvirtd, "tap1") == rules_towards(libvirtd, "tap1", "ipv6") == ["-j DROP"]
-
-
-def test_at_no_moment_of_many_syncs_is_a_machine_without_its_filter(
-    libvirtd: LibvirtServer, sqlite_engine: Engine, tmp_path: Path
-) -> None:
-    """To undefine and define again left every machine open in between."""
-    store(sqlite_engine, FILTERS, rules(80), REFERENCES)
-    synced(sqlite_engine, libvirtd)
-    start(libvirtd, 1)
-    with watched(libvirtd, "tap1", tmp_path) as samples:
-        for port in range(81, 84):
-            changed = [*rules(port), rule_row("vm-1", f"own-{port}", protocol="udp", dst_port_start=port)]
-            store(sqlite_engine, FILTERS, changed, REFERENCES)
-            done = synced(sqlite_engine, libvirtd)
-            assert (done.failures(), len(done.planned.changes)) == ([], 2)
-    for kind, rule in (("ipv4", "-j DROP"), ("ipv6", "-j DROP"), ("frames", "-p LLDP -j DROP")):
-        assert samples.without(kind, rule) == []
-    assert len(samples.seen) > 60
-    assert len(samples.distinct("ipv4")) >= 3
-
-
-def test_a_watcher_sees_a_machine_that_is_without_its_filter_for_a_moment(
-    libvirtd: LibvirtServer, sqlite_engine: Engine, tmp_path: Path
-) -> None:
-    """Otherwise the test above could not fail."""
-    store(sqlite_engine, FILTERS, rules(80), REFERENCES)
-    synced(sqlite_engine, libvirtd)
-    start(libvirtd, 1)
-    with watched(libvirtd, "tap1", tmp_path) as samples, libvirtd.connection() as connection:
-        binding = connection.nwfilterBindingLookupByPortDev("tap1")
-        xml = binding.XMLDesc()
-        binding.delete()
-        connection.nwfilterBindingCreateXML(xml)
-    for kind, rule in (("ipv4", "-j DROP"), ("ipv6", "-j DROP"), ("frames", "-p LLDP -j DROP")):
-        assert samples.without(kind, rule)
-    assert "-j DROP" in rules_towards(libvirtd, "tap1")
-
-
-def test_what_libvirt_cannot_apply_leaves_the_machine_with_what_it_had(
-    libvirtd: LibvirtServer, sqlite_engine: Engine
-) -> None:
-    """The variable has no value, which libvirt finds only when it makes the rules of a machine that runs."""
-    store(sqlite_engine, FILTERS, rules(80), REFERENCES)
-    synced(sqlite_engine, libvirtd)
-    start(libvirtd, 1)
+    # The variable has no value, which libvirt finds only when it makes the rules of a machine that runs.
     before = rules_towards(libvirtd, "tap1")
     store(sqlite_engine, [*FILTERS, filter_row("new")], rules(80, src_ip="$NOWHERE"), REFERENCES)
     done = synced(sqlite_engine, libvirtd)
@@ -120,7 +63,39 @@ def test_what_libvirt_cannot_apply_leaves_the_machine_with_what_it_had(
     assert rules_towards(libvirtd, "tap1") == before
     with libvirtd.connection() as connection:
         assert connection.nwfilterLookupByName("ibay-new")
-        assert "dstportstart='80'" in connection.nwfilterLookupByName("ibay-department").XMLDesc()
+        assert "dstportstart='443'" in connection.nwfilterLookupByName("ibay-department").XMLDesc()
+    # A rule that is deleted goes: a flush that only added left it in the kernel.
+    store(sqlite_engine, FILTERS, rules(80)[:2], REFERENCES)
+    assert synced(sqlite_engine, libvirtd).failures() == []
+    assert rules_towards(libvirtd, "tap1") == rules_towards(libvirtd, "tap1", "ipv6") == ["-j DROP"]
+
+
+def test_at_no_moment_of_many_syncs_is_a_machine_without_its_filter(
+    libvirtd: LibvirtServer, sqlite_engine: Engine, tmp_path: Path
+) -> None:
+    """To undefine and define again left every machine open in between, as the watcher sees at the end."""
+    store(sqlite_engine, FILTERS, rules(80), REFERENCES)
+    synced(sqlite_engine, libvirtd)
+    start(libvirtd, 1)
+    with watched(libvirtd, "tap1", tmp_path) as samples:
+        for port in (81, 82):
+            changed = [*rules(port), rule_row("vm-1", f"own-{port}", protocol="udp", dst_port_start=port)]
+            store(sqlite_engine, FILTERS, changed, REFERENCES)
+            done = synced(sqlite_engine, libvirtd)
+            assert (done.failures(), len(done.planned.changes)) == ([], 2)
+    for kind, rule in (("ipv4", "-j DROP"), ("ipv6", "-j DROP"), ("frames", "-p LLDP -j DROP")):
+        assert samples.without(kind, rule) == []
+    assert len(samples.seen) > 40
+    assert len(samples.distinct("ipv4")) >= 3
+    (tmp_path / "again").mkdir()
+    with watched(libvirtd, "tap1", tmp_path / "again") as samples, libvirtd.connection() as connection:
+        binding = connection.nwfilterBindingLookupByPortDev("tap1")
+        xml = binding.XMLDesc()
+        binding.delete()
+        connection.nwfilterBindingCreateXML(xml)
+    for kind, rule in (("ipv4", "-j DROP"), ("ipv6", "-j DROP"), ("frames", "-p LLDP -j DROP")):
+        assert samples.without(kind, rule)
+    assert "-j DROP" in rules_towards(libvirtd, "tap1")
 
 
 def test_an_orphan_is_kept_while_a_machine_runs_with_it_or_is_off_and_goes_afterwards(

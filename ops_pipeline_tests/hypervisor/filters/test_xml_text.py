@@ -36,7 +36,6 @@ def dumped(server: LibvirtServer, xml: str) -> str:
         return connection.nwfilterLookupByName(NAME).XMLDesc()
 
 
-@pytest.mark.xdist_group("libvirtd")
 @pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
 def test_libvirt_dumps_every_attribute_of_every_protocol_as_it_was_written(
     libvirtd: LibvirtServer, protocol: str
@@ -53,7 +52,6 @@ def test_libvirt_dumps_every_attribute_of_every_protocol_as_it_was_written(
         check()
 
 
-@pytest.mark.xdist_group("libvirtd")
 def test_libvirt_dumps_whole_filters_as_they_were_written(libvirtd: LibvirtServer) -> None:
     with libvirtd.connection() as connection:
 
@@ -79,7 +77,6 @@ HAND_WRITTEN = f"""
 """
 
 
-@pytest.mark.xdist_group("libvirtd")
 def test_a_dump_of_what_somebody_wrote_by_hand_is_read_in_the_one_spelling(libvirtd: LibvirtServer) -> None:
     """Libvirt fills in the chain's priority, sorts states, shortens masks, and drops what it does not know."""
     found = parse(dumped(libvirtd, HAND_WRITTEN))
@@ -99,7 +96,6 @@ def test_a_dump_of_what_somebody_wrote_by_hand_is_read_in_the_one_spelling(libvi
     assert found.oddities == ("a filter is included behind a rule",)
 
 
-@pytest.mark.xdist_group("libvirtd")
 @pytest.mark.parametrize("chain", sorted(CHAIN_PRIORITIES))
 def test_the_priorities_of_chains_are_those_that_libvirt_fills_in(libvirtd: LibvirtServer, chain: str) -> None:
     """Except that of stp, which libvirt documents and forgets: ours are always written out."""

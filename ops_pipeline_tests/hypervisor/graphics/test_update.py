@@ -400,7 +400,6 @@ def test_two_passes_at_once_write_everything_once(engine: Engine, file: Path) ->
 # Real libvirtd, sysfs and NVML.
 
 
-@pytest.mark.xdist_group("libvirtd")
 def test_a_real_libvirtd_shows_this_machines_devices_and_what_its_domains_use(
     libvirtd: LibvirtServer, engine: Engine
 ) -> None:
@@ -420,7 +419,6 @@ def test_a_real_libvirtd_shows_this_machines_devices_and_what_its_domains_use(
     assert facts.unreadable_devices == facts.unreadable_domains == ()
 
 
-@pytest.mark.xdist_group("libvirtd")
 def test_a_libvirtd_that_dies_or_hangs_changes_nothing(libvirtd: LibvirtServer, engine: Engine) -> None:
     insert_row(engine, hypervisor_hosts, id=HOST, libvirt_uri=libvirtd.uri)
     known = {
