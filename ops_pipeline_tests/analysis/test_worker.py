@@ -395,6 +395,23 @@ def test_a_worker_at_the_end_of_its_lifetime_finishes_what_it_has_and_takes_no_m
     assert (status_of(engine, "task_1"), status_of(engine, "task_2")) == ("completed", "pending")
 
 
+def test_a_worker_whose_task_may_take_longer_than_its_lifetime_works_on_meanwhile(
+    engine: Engine, tmp_path: Path
+) -> None:
+    """Replaced every half hour, workers that waited for their last task took all places that Dagster has for runs."""
+    add_task(engine, "task_long", timeout_seconds=7200)
+    with analyzer() as service, working(engine, plan_for(tmp_path, service, linger=60.0, lifetime=0.5)) as worker:
+        worker.until("task_long: running -> completed")
+        worker.life.thread.join(0.6)
+        add_task(engine, "task_2")
+        worker.until("task_2: running -> completed")
+
+
+def test_usual_tasks_do_not_prolong_the_life_of_a_worker(tmp_path: Path) -> None:
+    plan = plan_for(tmp_path, lifetime=600.0)
+    assert [plan.lifetime_with(seconds) for seconds in (0.0, 1800.0, 1801.0, 7200.0)] == [600.0, 600.0, 1801.0, 7200.0]
+
+
 def test_a_worker_has_no_more_tasks_at_once_than_it_may(engine: Engine, tmp_path: Path) -> None:
     at_once = [0, 0]
 

@@ -10,10 +10,14 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
     Connection,
+    Integer,
+    Text,
+    UpdateBase,
     and_,
     bindparam,
     case,
@@ -45,6 +49,7 @@ from ops_pipeline.analysis.tables import (
 )
 from ops_pipeline.database.expressions import is_any_of
 from ops_pipeline.database.replace import insert_missing
+from ops_pipeline.database.sent import json_text, sent_rows
 from ops_pipeline.database.types import UtcDateTime
 
 LONGEST_TEXT = 4_000
@@ -208,24 +213,21 @@ def waiting_jobs(connection: Connection, pipeline_id: str, position: int, most: 
     return [Job(*row) for row in rows]
 
 
-_ONE_JOB = and_(
-    pipeline_jobs.c.pipeline_id == bindparam("of_pipeline"),
-    pipeline_jobs.c.step == bindparam("of_step"),
-    pipeline_jobs.c.job_index == bindparam("of_index"),
-)
-
-
 def set_jobs(connection: Connection, pipeline_id: str, position: int, values: Sequence[dict[str, Any]]) -> None:
-    """Write columns of jobs; each mapping has their `index` and the same other columns."""
-    if not values:
-        return
-    columns = {name: bindparam(f"new_{name}") for name in values[0] if name != "index"}
-    rows = [
-        {"of_pipeline": pipeline_id, "of_step": position, "of_index": one["index"]}
-        | {f"new_{name}": one[name] for name in columns}
-        for one in values
-    ]
-    connection.execute(update(pipeline_jobs).where(_ONE_JOB).values(columns), rows)
+    """Write columns of jobs, all of them texts; each mapping has their `index` and the same other columns."""
+    if values:
+        change = _set_jobs(connection.dialect.name, tuple(sorted(set(values[0]) - {"index"})))
+        of = {"of_pipeline": pipeline_id, "of_step": position}
+        connection.execute(change, {**of, "jobs": json_text(list(values))})
+
+
+# One statement for all of them: job by job they took a third of the time of an advance.
+@cache
+def _set_jobs(dialect: str, columns: Sequence[str]) -> UpdateBase:
+    jobs, sent = pipeline_jobs.c, sent_rows(dialect, "jobs", {"index": Integer(), **dict.fromkeys(columns, Text())})
+    mine = and_(jobs.pipeline_id == bindparam("of_pipeline"), jobs.step == bindparam("of_step"))
+    changed = update(pipeline_jobs).where(mine, jobs.job_index == sent.c.index)
+    return changed.values({name: sent.c[name] for name in columns})
 
 
 def take_in(connection: Connection, pipeline_id: str, now: datetime) -> int:

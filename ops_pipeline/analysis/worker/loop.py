@@ -145,7 +145,7 @@ class Worker:
         plan, began = self.desk.plan, time.monotonic()
         idle_since, pause = began, BREATH
         poll = LISTENING_POLL if can_listen(self.desk.engine) else plan.poll
-        while not self.stopping and time.monotonic() - began < plan.lifetime:
+        while not self.stopping and time.monotonic() - began < plan.lifetime_with(self.report.longest):
             self._wake.clear()
             claimed, looked = 0, time.monotonic()
             try:

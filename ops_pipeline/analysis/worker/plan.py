@@ -51,6 +51,14 @@ class WorkerPlan:
         """Seconds between two heartbeats: one may fail, and the next still comes in time for claims to go on."""
         return self.policy.lease.total_seconds() / 6
 
+    def lifetime_with(self, longest: float) -> float:
+        """The lifetime of a worker of whose tasks one may take so many seconds.
+
+        A task whose own time-out is longer keeps its worker here anyway. Meanwhile it works on: were it replaced every
+        half hour, workers that wait for their last task would take all places that Dagster has for runs.
+        """
+        return max(self.lifetime, longest) if longest > self.policy.task_timeout.total_seconds() else self.lifetime
+
 
 def worker_plan(settings: Settings) -> WorkerPlan:
     """The plan of a deployment's workers."""

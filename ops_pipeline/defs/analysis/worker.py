@@ -175,7 +175,8 @@ def longest_run(settings: Settings, task_seconds: float = 0.0) -> float:
         settings: of the deployment.
         task_seconds: what a task may take that has a time-out of its own.
     """
-    return settings.analysis_worker_lifetime_seconds + max(task_seconds, settings.task_timeout) + GRACE_SECONDS
+    lifetime = worker_plan(settings).lifetime_with(task_seconds)
+    return lifetime + max(task_seconds, settings.task_timeout) + GRACE_SECONDS
 
 
 def _maximum_runtime(context: OpExecutionContext, settings: Settings) -> Callable[[float], None]:
