@@ -247,6 +247,31 @@ def test_only_the_failed_children_return_and_the_parent_waits_for_them(engine: E
     assert row_of(engine, parent)["status"] == "partial_success"
 
 
+@pytest.mark.parametrize("started", [False, True], ids=["waiting", "running"])
+def test_a_child_of_a_cancelled_parent_does_not_return(engine: Engine, *, started: bool) -> None:
+    """The service was well again, and a task that an operator had cancelled began anew by itself."""
+    moment = ago(engine, 400)
+    parent = add(engine, services=["a", "b"], now=moment)
+    (task,) = take(engine, now=moment, services=["a"])
+    if started:
+        take(engine, now=moment, services=["b"])
+    end(engine, failed(task, "refused", TRANSIENT), now=moment)
+    with writing(engine) as connection:
+        cancel(connection, [parent], "wrong model", moment)
+    assert recover_transient(engine, POLICY, well).plan.scanned == 0
+    assert children_of(engine, parent)["a"]["status"] == "failed"
+    assert row_of(engine, parent)["status"] == ("running" if started else "cancelled")
+
+
+def test_a_task_of_a_pipeline_that_is_to_stop_does_not_return(engine: Engine) -> None:
+    change(engine, broken(engine), pipeline_id="p", step=0)
+    with writing(engine) as connection:
+        connection.execute(insert(pipelines).values(id="p", definition={}, status="running", stop_as="cancelled"))
+        values = {"pipeline_id": "p", "position": 0, "name": "s", "status": "running", "concurrency": 1}
+        connection.execute(insert(pipeline_steps).values(**values))
+    assert recover_transient(engine, POLICY, well).plan.scanned == 0
+
+
 def test_a_service_without_an_address_keeps_its_failures(engine: Engine) -> None:
     broken(engine)
     recovered = recover_transient(engine, POLICY, lambda _: {})

@@ -26,7 +26,7 @@ from ops_pipeline.reconcile import Change, Plan
 Probe = Callable[[Sequence[str]], Mapping[str, Health]]
 """Asks services how they are, each with a time limit."""
 
-tasks, services = analysis_tasks.c, analyzer_services.c
+tasks, services, parent = analysis_tasks.c, analyzer_services.c, analysis_tasks.alias("parent").c
 NOBODY_ASKED = Health(healthy=False, message="nobody knows its address")
 # Written out, not sent: a partial index serves only a condition that is known when the statement is planned.
 HAS_FAILED_FOR_SERVICE = and_(
@@ -44,7 +44,10 @@ class Waiting:
 
 
 def may_return(policy: Policy, now: datetime) -> ColumnElement[bool]:
-    """Whether a task failed for its service, long enough ago and not too often, and is still wanted by its pipeline."""
+    """Whether a task failed for its service, long enough ago and not too often, and is still wanted.
+
+    What belongs to a parent that was cancelled, or to a pipeline that is to stop or has gone on, is not.
+    """
     rested = instant_order(tasks.completed_at) <= instant_order(now - policy.transient_rest)
     known = exists(select(pipelines.c.id).where(pipelines.c.id == tasks.pipeline_id))
     running_step = exists(
@@ -54,7 +57,11 @@ def may_return(policy: Policy, now: datetime) -> ColumnElement[bool]:
             pipeline_steps.c.status.in_((PENDING, RUNNING)),
         )
     )
+    stopping = exists(select(pipelines.c.id).where(pipelines.c.id == tasks.pipeline_id, pipelines.c.stop_as != ""))
+    cancelled = exists(select(parent.id).where(parent.id == tasks.parent_id, parent.cancel_requested_at.is_not(None)))
     return and_(
+        ~cancelled,
+        ~stopping,
         HAS_FAILED_FOR_SERVICE,
         tasks.transient_retries < policy.transient_retries,
         or_(tasks.completed_at.is_(None), rested),

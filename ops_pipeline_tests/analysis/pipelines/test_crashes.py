@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
-import pytest
 from sqlalchemy import Engine
 
 from ops_pipeline.analysis.operating import cancel_tasks
@@ -79,14 +79,11 @@ def test_a_worker_that_is_killed_before_it_commits_has_ended_nothing_and_begun_n
     assert status(engine, pipeline) == "completed"
 
 
-@pytest.mark.parametrize("pause_seconds", [0.05, 0.15, 0.3])
-def test_workers_that_are_killed_at_any_moment_leave_a_pipeline_that_goes_on(
-    engine: Engine, pause_seconds: float
-) -> None:
+def test_workers_that_are_killed_at_any_moment_leave_a_pipeline_that_goes_on(engine: Engine) -> None:
     many = GENERATION | {"models": ["gpt"] * 5, "templates": ["chat"] * 4, "concurrency": 4}
     pipeline = submitted(engine, many, ANALYSIS)
     workers = [process(LAB, engine, pipeline) for _ in range(2)]
-    time.sleep(pause_seconds)
+    time.sleep(random.uniform(0.05, 0.3))  # noqa: S311 - no secret
     for worker in workers:
         kill(worker)
     with reading(engine) as connection:

@@ -296,9 +296,9 @@ def test_the_order_in_which_tasks_end_does_not_matter(
 
 
 def test_four_workers_end_a_large_pipeline_together(engine: Engine) -> None:
-    for number in range(60):
+    for number in range(24):
         application(engine, f"gpt:{number}")
-    apps = [f"gpt:{number}" for number in range(60)]
+    apps = [f"gpt:{number}" for number in range(24)]
     pipeline = submitted(
         engine, step_over(*apps, name="one", concurrency=7), step_over(*apps, name="two", concurrency=5)
     )
@@ -312,7 +312,7 @@ def test_four_workers_end_a_large_pipeline_together(engine: Engine) -> None:
         list(pool.map(work, range(4)))
     assert status(engine, pipeline) == "partial_success"
     ran = Counter((task["step"], task["job_index"]) for task in tasks_of(engine, pipeline))
-    assert ran == {(step, job): 1 for step in (0, 1) for job in range(60)}
+    assert ran == {(step, job): 1 for step in (0, 1) for job in range(24)}
     failed = job_statuses(engine, pipeline).count("failed") + job_statuses(engine, pipeline, 1).count("failed")
     assert retry(engine, pipeline) == failed
     run_all(engine, pipeline)
