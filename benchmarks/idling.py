@@ -162,6 +162,9 @@ def bare(folder: Path) -> Generator[Deployment]:
     for name, content in {**BARE, "bare.py": BARE_DEFINITIONS}.items():
         (home / name).write_text(content)
     environment = {**_shell(), "DAGSTER_HOME": str(home)}
+    # Web server and daemon, started at the same time, would both make the tables.
+    prepare = "from dagster import DagsterInstance; DagsterInstance.get().dispose()"
+    subprocess.run([sys.executable, "-c", prepare], env=environment, cwd=home, check=True)
     web = [str(BIN / "dagster-webserver"), "--port", str(free_port()), "--log-level", "warning"]
     with (
         _started([str(BIN / "dagster-daemon"), "run"], environment, home, folder / "daemon.log") as daemon,
