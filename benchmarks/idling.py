@@ -45,7 +45,9 @@ SECONDS_A_DAY = 86_400
 SECONDS_AN_HOUR = 3600
 QUIET_SECONDS = 30.0
 """After the last run of the start, before anything is counted."""
-LONGEST_START_SECONDS = 400.0
+FIRST_LOOKS_SECONDS = 300
+"""Looks of every five minutes: what they see for the first time is told by a run."""
+LONGEST_START_SECONDS = 700.0
 BARE = {"dagster.yaml": "telemetry:\n  enabled: false\n", "workspace.yaml": "load_from:\n  - python_file: bare.py\n"}
 BARE_DEFINITIONS = "from dagster import Definitions\n\ndefs = Definitions()\n"
 SERVICES = """services:
@@ -198,15 +200,16 @@ def _started(
 
 
 def settle(deployment: Deployment) -> None:
-    """Wait until the start is over: all runs have ended, and none was launched for a while."""
+    """Wait until the start is over: everything has looked once, all runs have ended, none was launched for a while."""
     since = time.monotonic()
+    looked = (time.time() // FIRST_LOOKS_SECONDS + 1) * FIRST_LOOKS_SECONDS + QUIET_SECONDS
 
     def settled() -> bool:
         nonlocal since
         if not deployment.quiet():
             since = time.monotonic()
         time.sleep(1)
-        return time.monotonic() - since > QUIET_SECONDS
+        return time.time() > looked and time.monotonic() - since > QUIET_SECONDS
 
     wait_until(settled, LONGEST_START_SECONDS, f"{deployment.home} to have nothing to do")
 
