@@ -45,6 +45,8 @@ bench: setup
 	$(BIN)/python -m benchmarks.analysis_worker
 	$(BIN)/python -m benchmarks.maintenance
 	$(BIN)/python -m benchmarks.leader
+	$(BIN)/python -m benchmarks.idling
+	$(BIN)/python -m benchmarks.month
 	$(BIN)/python -m benchmarks.distributed
 
 clean:

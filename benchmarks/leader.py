@@ -43,6 +43,9 @@ STOPPED_SECONDS = 20
 RESTART_SECONDS = 5
 PAUSES = (25, 55)
 LONGEST_TAKEOVER = 120
+STARTED = "Started by the benchmark."
+STATES = ("leading:", "standing by", "lead is lost", "another one leading", STARTED.lower())
+"""What a line of a leader says about its lead."""
 
 
 @dataclass
@@ -59,6 +62,8 @@ class Scene:
         environment = {**os.environ, "DAGSTER_HOME": str(self.home), "DAGSTER_POSTGRES_URL": self.url}
         command = [str(COMMAND), "daemon", "--workspace", str(self.home / "workspace.yaml")]
         with (self.home / f"daemon-{number}.log").open("ab") as log:
+            log.write(f"{STARTED}\n".encode())
+            log.flush()
             process = subprocess.Popen(
                 command, cwd=PROJECT, env=environment, stdout=log, stderr=log, start_new_session=True
             )
@@ -84,11 +89,12 @@ class Scene:
         return ""
 
     def leader(self) -> int:
-        """The number of the daemon that leads: whose process has a child."""
+        """The number of the daemon that leads: which said so last."""
         for number, daemon in enumerate(self.daemons):
-            with suppress(psutil.NoSuchProcess):
-                if psutil.Process(daemon.pid).children():
-                    return number
+            lines = (self.home / f"daemon-{number}.log").read_text().splitlines()
+            states = [line for line in lines if any(word in line.lower() for word in STATES)]
+            if daemon.poll() is None and "Leading" in states[-1]:
+                return number
         raise RuntimeError(f"nobody leads; the logs are in {self.home}")
 
 
