@@ -80,7 +80,7 @@ def finish(
         return {}
     endings = [(result, ending_of(result, policy, now, jitter())) for result in results]
     written = _write(connection, owner, endings, now)
-    for task in written:
+    for task in written if log.isEnabledFor(logging.DEBUG) else ():
         log.debug(
             "Task %s is %s.", task.id, task.status, extra=fields(object=task.id, status=task.status, worker=owner)
         )
