@@ -1,6 +1,6 @@
 """Bounded transactions: how many rows the next one takes, and how long it may wait for a lock.
 
-What belongs here: keeping transactions short. What does not: which rows.
+What belongs here: what keeps transactions short. What does not: which rows.
 """
 
 from __future__ import annotations
@@ -32,3 +32,13 @@ def wait_at_most(connection: Connection, seconds: float) -> None:
     """
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SET LOCAL lock_timeout = {int(seconds * 1000)}"))
+
+
+def without_waiting_for_disk(connection: Connection) -> None:
+    """Let the commit of this transaction return before it lies on the disk.
+
+    Everybody sees it at once. When the server itself dies within the next moments it is gone, as if it had never been:
+    for what nothing depends on then. What is committed later and does wait lies behind it on the disk.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SET LOCAL synchronous_commit = off"))

@@ -15,6 +15,7 @@ from datetime import timedelta
 from sqlalchemy import Column, Engine, MetaData, Table, Text, delete, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from ops_pipeline.database.batches import without_waiting_for_disk
 from ops_pipeline.database.engine import database_now, writing
 from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.database.expressions import instant_order
@@ -65,6 +66,7 @@ class Lease:
 
     def _renewed(self) -> bool:
         with writing(self.engine) as connection:
+            without_waiting_for_disk(connection)
             until = database_now(connection) + timedelta(seconds=self.seconds)
             mine = (leases.c.name == self.name) & (leases.c.owner == self.owner)
             return connection.execute(update(leases).where(mine).values(expires_at=until)).rowcount == 1
@@ -72,6 +74,8 @@ class Lease:
     def taken(self) -> bool:
         """Take the lease if it is free or its holder is dead."""
         with writing(self.engine) as connection:
+            # A server that dies forgets it, and whoever holds it is told by the next `keep`.
+            without_waiting_for_disk(connection)
             now = database_now(connection)
             dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
             row = {"name": self.name, "owner": self.owner, "expires_at": now + timedelta(seconds=self.seconds)}
@@ -85,6 +89,7 @@ class Lease:
     def give_back(self) -> None:
         """Free the lease."""
         with writing(self.engine) as connection:
+            without_waiting_for_disk(connection)
             mine = (leases.c.name == self.name) & (leases.c.owner == self.owner)
             connection.execute(delete(leases).where(mine))
 

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, Text, and_, cast, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Text, and_, case, cast, delete, func, or_, select, update
 
 from ops_pipeline.analysis.maintenance.applications import LOOKS, Application, Policy
 from ops_pipeline.analysis.maintenance.labels import hold_of, json_or_text, retention_of
 from ops_pipeline.analysis.maintenance.root import Known
 from ops_pipeline.analysis.maintenance.tables import application_roots
-from ops_pipeline.analysis.tables import PENDING, RUNNING, generated_applications
-from ops_pipeline.database.batches import wait_at_most
+from ops_pipeline.analysis.tables import COMPLETED, PENDING, RUNNING, generated_applications
+from ops_pipeline.database.batches import wait_at_most, without_waiting_for_disk
 from ops_pipeline.database.engine import database_now, writing
 from ops_pipeline.database.expressions import instant_order, is_any_of
 from ops_pipeline.database.instants import known_instant
@@ -28,7 +28,8 @@ ROWS_PER_TRANSACTION = 5_000
 LOCK_SECONDS = 0.2
 _table = generated_applications.c
 # What is still to be made has not been missed by anybody yet.
-_MADE = _table.generation_status.not_in((PENDING, RUNNING))
+# Nearly all are completed, and one comparison costs less than two.
+_MADE = or_(_table.generation_status == COMPLETED, _table.generation_status.not_in((PENDING, RUNNING)))
 _PLAIN = _table.missing_since.is_(None), _table.labels.is_(None)
 
 
@@ -40,14 +41,32 @@ def read_slugs(connection: Connection) -> list[str]:
     return list(connection.scalars(select(models.c.slug).where(models.c.slug.is_not(None))))
 
 
-def read_numbers(connection: Connection) -> list[tuple[str, int, set[int]]]:
-    """Of the applications without mark and labels by model: how many there are, and their numbers.
+class Model(NamedTuple):
+    """The applications of a model: those without mark and labels as their number of rows and their numbers."""
 
-    Most have neither, and 100,000 rows by themselves take longer to read than to look for on a disk.
+    slug: str
+    plain: int
+    numbers: set[int]
+    noted: int
+
+
+def read_models(connection: Connection) -> list[Model]:
+    """Every model with its applications, by one look at each row.
+
+    Most have neither mark nor labels, and 100,000 rows by themselves take longer to read than to look for on a disk.
     """
-    numbers = func.aggregate_strings(cast(_table.app_number, Text), ",")
-    query = select(_table.model_slug, func.count(), numbers).where(_MADE, *_PLAIN).group_by(_table.model_slug)
-    return [(slug, count, set(map(int, text.split(",")))) for slug, count, text in connection.execute(query)]
+    plain = and_(*_PLAIN)
+    numbers = func.aggregate_strings(case((plain, cast(_table.app_number, Text))), ",")
+    query = select(_table.model_slug, func.count(case((plain, 1))), numbers, func.count()).where(_MADE)
+    return [
+        Model(slug, count, set(map(int, text.split(","))) if text else set(), total - count)
+        for slug, count, text, total in connection.execute(query.group_by(_table.model_slug))
+    ]
+
+
+def read_noted_of(connection: Connection, slugs: Sequence[str]) -> list[Application]:
+    """Those of some models that have a mark or labels."""
+    return read_noted(connection, is_any_of(_table.model_slug, slugs)) if slugs else []
 
 
 def read_plain(connection: Connection, targets: Sequence[str]) -> list[Application]:
@@ -57,8 +76,8 @@ def read_plain(connection: Connection, targets: Sequence[str]) -> list[Applicati
     return [Application(*row) for row in connection.execute(query)] if targets else []
 
 
-def read_noted(connection: Connection, *conditions: ColumnElement[bool]) -> list[Application]:
-    """Applications that have a mark or labels, under further conditions."""
+def read_noted(connection: Connection, condition: ColumnElement[bool]) -> list[Application]:
+    """Applications that have a mark or labels, under a further condition."""
     columns = (
         _table.id,
         _table.model_slug,
@@ -71,7 +90,7 @@ def read_noted(connection: Connection, *conditions: ColumnElement[bool]) -> list
     )
     noted = or_(_table.missing_since.is_not(None), _table.labels.is_not(None))
     found: list[Application] = []
-    for row in connection.execute(select(*columns).where(_MADE, noted, *conditions)):
+    for row in connection.execute(select(*columns).where(_MADE, noted, condition)):
         labels = json_or_text(row.labels)
         found.append(Application(*row[:7], hold=hold_of(labels), retention=retention_of(labels)))
     return found
@@ -194,5 +213,6 @@ def remember_root(engine: Engine, location: str, known: Known, applications: int
 def saw_root(engine: Engine, location: str, applications: int) -> None:
     """Write down a look."""
     with writing(engine) as connection:
+        without_waiting_for_disk(connection)
         seen = {"looked_at": database_now(connection), "applications": applications}
         connection.execute(update(application_roots).where(application_roots.c.location == location).values(seen))

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from subprocess import Popen
 
 from ops_pipeline.analysis.maintenance import application_store as store
 from ops_pipeline.analysis.maintenance.applications import (
@@ -23,7 +24,7 @@ from ops_pipeline.analysis.maintenance.applications import (
 )
 from ops_pipeline.analysis.maintenance.delete_applications import delete_applications, finish_others
 from ops_pipeline.analysis.maintenance.lab import Lab, telling
-from ops_pipeline.analysis.maintenance.root import Found, Known, judge, look, new_marker
+from ops_pipeline.analysis.maintenance.root import Found, Known, judge, look, new_marker, started
 from ops_pipeline.database.engine import database_now, reading
 from ops_pipeline.database.leases import Lease, leased
 from ops_pipeline.passes import SHOWN_CHANGES, Options, Report
@@ -73,8 +74,8 @@ def _run(lab: Lab, policy: Policy, options: Options, *, adopt: bool) -> Report:
     if options.dry_run:
         seen = _look(lab, policy, adopt=adopt)
         return _planned(seen, _objection(seen, policy, options))
-    with leased(lab.engine, f"maintenance {NAME}") as lease:
-        seen = _look(lab, policy, adopt=adopt)
+    with started(lab.applications) as process, leased(lab.engine, f"maintenance {NAME}") as lease:
+        seen = _look(lab, policy, adopt=adopt, process=process)
         objection = _objection(seen, policy, options)
         finished = 0
         if not objection:
@@ -91,29 +92,31 @@ def _run(lab: Lab, policy: Policy, options: Options, *, adopt: bool) -> Report:
     return _report(seen, applied, finished)
 
 
-def _look(lab: Lab, policy: Policy, *, adopt: bool) -> Look:
+def _look(lab: Lab, policy: Policy, *, adopt: bool, process: Popen[bytes] | None = None) -> Look:
     """Look at the disk while the database is read, in a snapshot from before: no application is newer than the look.
 
     Raises:
         Unavailable: the root could not be looked at, or is not to be believed.
     """
     with reading(lab.engine) as connection, ThreadPoolExecutor(1) as beside:
-        looking = beside.submit(look, lab.applications, store.read_slugs(connection), seconds=lab.look_seconds)
+        slugs = store.read_slugs(connection)
+        looking = beside.submit(look, lab.applications, slugs, seconds=lab.look_seconds, process=process)
         known = store.read_root(connection, lab.applications)
         now = database_now(connection)
-        noted, numbers = store.read_noted(connection), store.read_numbers(connection)
+        models = store.read_models(connection)
+        noted = store.read_noted_of(connection, [model.slug for model in models if model.noted])
         found = looking.result()
-        total = len(noted) + sum(count for _, count, _ in numbers)
+        total = len(noted) + sum(model.plain for model in models)
         remember = judge(lab.applications, found, known, total, adopt=adopt)
-        rows = noted + store.read_plain(connection, _without_directory(numbers, found))
+        rows = noted + store.read_plain(connection, _without_directory(models, found))
     return Look(now, found, decide(rows, found, policy, now, others=total - len(rows)), remember)
 
 
-def _without_directory(numbers: Iterable[tuple[str, int, set[int]]], found: Found) -> list[str]:
+def _without_directory(models: Iterable[store.Model], found: Found) -> list[str]:
     """What a look has not found, as targets: objects are made of these rows alone."""
     nowhere: frozenset[int] = frozenset()
-    missing = ((slug, some - found.present.get(slug, nowhere)) for slug, _, some in numbers)
-    return [f"{slug}/app{number}" for slug, some in missing for number in sorted(some)]
+    missing = ((model.slug, model.numbers - found.present.get(model.slug, nowhere)) for model in models)
+    return [f"{slug}/app{number}" for slug, numbers in missing for number in sorted(numbers)]
 
 
 def _objection(seen: Look, policy: Policy, options: Options) -> str:

@@ -11,7 +11,8 @@ import marshal
 import subprocess
 import sys
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def look(
     seconds: float = LOOK_SECONDS,
     write_marker: str | None = None,
     command: Sequence[str] | None = None,
+    process: subprocess.Popen[bytes] | None = None,
 ) -> Found:
     """Walk over a root once.
 
@@ -76,6 +78,7 @@ def look(
         seconds: the deadline; a look that hangs is left behind.
         write_marker: the id of a marker to write first.
         command: answers a request on its standard input, as `walk.main` does.
+        process: what `started` has started for this location, and nobody has asked yet.
 
     Raises:
         Unavailable: the root could not be looked at.
@@ -83,7 +86,7 @@ def look(
     request: dict[str, Any] = {"location": location, "slugs": sorted(slugs)}
     if write_marker is not None:
         request["write_marker"] = marker_text(write_marker)
-    answer = _asked(location, marshal.dumps(request), seconds, command or _command(location))
+    answer = _asked(location, marshal.dumps(request), seconds, process or _begun(command or _command(location)))
     if "error" in answer:
         raise Unavailable(
             f"GENERATED_APPS_DIR {location} could not be looked at: {answer['error']}. No application was marked or"
@@ -105,10 +108,30 @@ def _command(location: str) -> Sequence[str]:
     return _WHOLE if "://" in location and not location.startswith("file://") else _BARE
 
 
-def _asked(location: str, request: bytes, seconds: float, command: Sequence[str]) -> dict[str, Any]:
-    process = subprocess.Popen(  # noqa: S603 - this interpreter
+@contextmanager
+def started(location: str) -> Generator[subprocess.Popen[bytes], None, None]:
+    """A process that will look at a location once; it starts while other things are done, and ends in any case."""
+    process = _begun(_command(location))
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            # One that was never asked dies at once, one that hangs in a file system does not.
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+def _begun(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - this interpreter
         list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
+
+
+def _asked(location: str, request: bytes, seconds: float, process: subprocess.Popen[bytes]) -> dict[str, Any]:
     try:
         told, complained = process.communicate(request, timeout=seconds)
     except subprocess.TimeoutExpired:

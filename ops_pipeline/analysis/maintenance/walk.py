@@ -9,9 +9,11 @@ What belongs here: listing. What does not: what follows from it (`applications`)
 
 from __future__ import annotations
 
+import gc
 import marshal
 import os
 import sys
+from _operator import attrgetter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,12 +33,14 @@ DIRECTORY, FILE, DANGLING = "directory", "file", "dangling link"
 
 def main() -> None:
     """Answer one request, in the form that this interpreter keeps its own compiled modules in."""
+    gc.disable()
     request = marshal.load(sys.stdin.buffer)  # noqa: S302 - written by the process that started this one
     try:
         answer = answer_to(request)
     except Exception as error:  # noqa: BLE001 - whatever a file system raises means that nobody could look
         answer = {"error": words(error)}
-    marshal.dump(answer, sys.stdout.buffer)
+    # Version 2 looks for no repetitions, of which 100,000 numbers have many.
+    marshal.dump(answer, sys.stdout.buffer, 2)
 
 
 def answer_to(request: dict[str, Any]) -> dict[str, Any]:
@@ -125,12 +129,14 @@ class _Known(dict):
 
 def numbered(root: str) -> Numbers:
     """The quick way for the folders of this machine as they mostly are, with nothing odd in them."""
-    known = _Known()
+    number_of, name_of, is_directory = _Known().__getitem__, attrgetter("name"), os.DirEntry.is_dir
 
     def numbers(relative: str) -> list[int] | None:
         try:
-            with os.scandir(f"{root}/{relative}") as entries:
-                return [known[entry.name if entry.is_dir() else ""] for entry in entries]
+            with os.scandir(f"{root}/{relative}") as found:
+                entries = list(found)
+            # Without a loop of Python: it is no slower than the bare walk.
+            return list(map(number_of, map(name_of, entries))) if all(map(is_directory, entries)) else None
         except (OSError, ValueError):
             return None
 
