@@ -1,7 +1,8 @@
 """The benchmark of maintenance: `python -m benchmarks.maintenance`; results are in RESULTS.md.
 
 Applications on a local disk are looked at, against one bare walk with `os.scandir`; a million old tasks, in trees of
-four, are archived and deleted in a process of its own. A missed target is printed, and is no failure.
+four, and old raw calls are archived and deleted, each in a process of its own. A missed target is printed, and is no
+failure.
 
 What belongs here: making the scene, and the measurements.
 """
@@ -15,8 +16,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -24,28 +26,34 @@ from benchmarks.child import peak_bytes
 from benchmarks.databases import DATABASES, Database, database
 from benchmarks.report import MEGABYTE, Measure, Reading, against, machine, plain, table, typical
 
+if TYPE_CHECKING:
+    from ops_pipeline.passes import Report
+
 APPS_PER_MODEL = 1_000
 APP_RATIO = 2.0
 ROWS_PER_SECOND = 20_000
 LONGEST_LOCK = 0.5
 MOST_BYTES = 200 * MEGABYTE
 TREE = 4
+CALL_DAYS = 20
 
 
 @click.command(context_settings={"show_default": True})
 @click.option("--applications", default=100_000, help="How many applications lie on the disk.")
 @click.option("--tasks", default=1_000_000, help="How many old tasks there are.")
 @click.option("--results", default=0, help="How many results each of them has.")
+@click.option("--calls", default=500_000, help="How many old raw calls there are.")
 @click.option("--database", "which", default="postgresql", type=click.Choice(DATABASES), help="Where.")
 @click.option("--rounds", default=5, type=click.IntRange(1), help="How often a look is repeated.")
-def main(*, applications: int, tasks: int, results: int, which: str, rounds: int) -> None:
-    """Measure looks at applications, and the archiving and deletion of old tasks."""
+def main(*, applications: int, tasks: int, results: int, calls: int, which: str, rounds: int) -> None:
+    """Measure looks at applications, and the archiving and deletion of old tasks and calls."""
     where = machine()
     with tempfile.TemporaryDirectory(prefix="ops_pipeline_benchmark_") as name:
         Path(name).chmod(0o755)
         with database(which, Path(name) / "db") as one:
             measures = looks(one, Path(name), applications, rounds) if applications else []
             measures += old_tasks(one, Path(name), tasks, results) if tasks else []
+            measures += old_calls(one, Path(name), calls) if calls else []
             title = f"{which} {one.version()}, {where['cores']} cores of {where['cpu']}, {where['date']}"
     print(f"\n{title}; load average before {where['load_average'][0]}\n")
     print(table(measures), flush=True)
@@ -104,20 +112,49 @@ def old_tasks(one: Database, folder: Path, tasks: int, results: int) -> list[Mea
     """Archive and delete them all in a process of its own."""
     print(f"making {tasks:,} old tasks", file=sys.stderr, flush=True)
     fill(one, tasks, results)
-    command = [sys.executable, "-m", "benchmarks.maintenance", "in-child", one.url, str(folder)]
+    what = f"archive and delete {tasks:,} tasks" + (f" with {results} results each" if results else "")
+    return deletion(one, folder, "tasks", tasks, what, rows_each=1 + results)
+
+
+def old_calls(one: Database, folder: Path, calls: int) -> list[Measure]:
+    """The same of raw calls, whose hours are aggregated first."""
+    from ops_pipeline.usage.aggregate import Policy, aggregate  # noqa: PLC0415
+    from ops_pipeline.usage.hours import DAY, Window, floor_hour  # noqa: PLC0415
+
+    print(f"making {calls:,} old calls", file=sys.stderr, flush=True)
+    end = floor_hour(datetime.now(UTC)) - 40 * DAY
+    window = Window(end - CALL_DAYS * DAY, end)
+    seconds = f"{CALL_DAYS * 86_400} * (n / {calls}.0)"
+    if one.name == "postgresql":
+        at = f"timestamptz '{window.start.isoformat()}' + make_interval(secs => {seconds})"
+    else:
+        at = f"strftime('%Y-%m-%d %H:%M:%f', {window.start.timestamp()} + {seconds}, 'unixepoch')"
+    columns = f"'call_' || n, 'gpt-4o', 'openai', 'user-' || (n % 500), 'success', {at}, 1.5, 900, 250"
+    names = "id, model, provider, user_id, status, called_at, duration_seconds, input_tokens, output_tokens"
+    one.execute(f"INSERT INTO model_calls ({names}) " + numbers(one, calls, columns))
+    one.execute(*(["VACUUM (ANALYZE)", "CHECKPOINT"] if one.name == "postgresql" else ["ANALYZE"]))
+    for _ in aggregate(one.engine, window, Policy()):
+        pass
+    return deletion(one, folder, "calls", calls, f"archive and prune {calls:,} raw calls")
+
+
+def deletion(one: Database, folder: Path, kind: str, objects: int, what: str, *, rows_each: int = 1) -> list[Measure]:
+    """Archive and delete in a process of its own."""
+    where = folder / f"archive of {kind}"
+    command = [sys.executable, "-m", "benchmarks.maintenance", "in-child", kind, one.url, str(where)]
     cpu, started = one.cpu_seconds(), time.perf_counter()
     found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     cpu = one.cpu_seconds() - cpu
-    if found["tasks"] != tasks or found["error"]:
+    if found["changed"] != objects or found["error"]:
         raise RuntimeError(f"{found} after {time.perf_counter() - started:.0f} s")
-    rows, seconds = tasks * (1 + results), found["seconds"]
-    size = sum(path.stat().st_size for path in (folder / "archive").rglob("*") if path.is_file())
+    rows, seconds = objects * rows_each, found["seconds"]
+    size = sum(path.stat().st_size for path in where.rglob("*") if path.is_file())
     return [
         Measure(
-            f"archive and delete {tasks:,} tasks" + (f" with {results} results each" if results else ""),
+            what,
             seconds,
             rows,
-            f"{rows / seconds:,.0f} rows/s; archives {size / MEGABYTE:.0f} MB",
+            f"{rows / seconds:,.0f} rows/s, {rows / cpu:,.0f} by CPU; archives {size / MEGABYTE:.0f} MB",
             f">= {ROWS_PER_SECOND:,} rows/s",
             rows / seconds >= ROWS_PER_SECOND,
             cpu_seconds=cpu,
@@ -138,22 +175,29 @@ def old_tasks(one: Database, folder: Path, tasks: int, results: int) -> list[Mea
     ]
 
 
-def in_child(url: str, folder: str) -> None:
+def in_child(kind: str, url: str, archive: str) -> None:
     """Archive and delete, and print figures."""
     from ops_pipeline.analysis.maintenance import tree_archive  # noqa: F401, PLC0415
     from ops_pipeline.analysis.maintenance.archive_tasks import archive_old_tasks  # noqa: PLC0415
     from ops_pipeline.analysis.maintenance.lab import Lab  # noqa: PLC0415
     from ops_pipeline.database.engine import connect  # noqa: PLC0415
     from ops_pipeline.passes import Options  # noqa: PLC0415
+    from ops_pipeline.usage.pruning import PrunePolicy, prune_old_calls  # noqa: PLC0415
 
-    imports = peak_bytes()
-    lab = Lab(connect(url), "", Path(folder, "results"), str(Path(folder, "archive")))
+    imports, month, options = peak_bytes(), timedelta(days=30), Options(budget_seconds=3_600)
+    engine = connect(url)
+
+    def work() -> Report:
+        if kind == "tasks":
+            return archive_old_tasks(Lab(engine, "", Path(archive, "results"), archive), month, options)
+        return prune_old_calls(engine, archive, PrunePolicy(datetime(2020, 1, 1, tzinfo=UTC), month), options)
+
     started = time.perf_counter()
-    report = archive_old_tasks(lab, timedelta(days=30), Options(budget_seconds=3_600))
+    report = work()
     seconds = time.perf_counter() - started
-    archive_old_tasks(lab, timedelta(days=30), Options())
+    work()
     figures = {
-        "tasks": report.outcome.changed,
+        "changed": report.outcome.changed,
         "error": report.error,
         "seconds": seconds,
         "again": time.perf_counter() - started - seconds,

@@ -35,7 +35,7 @@ from ops_pipeline.database.types import ExactDecimal, TextList, UtcDateTime, arr
 HASH = "_row_hash"
 """The column beside a table's own: what the row was when it was archived, see `database.rows`."""
 MOST_DIGITS = 38
-BLOCK_BYTES = 4_000_000
+BLOCK_BYTES = 1_500_000
 
 
 def archived_columns(table: Table) -> list[Any]:

@@ -78,7 +78,7 @@ def batches(
         ValueError: the file is damaged.
     """
     with reading_checked(store, manifest.folder, part.name, part.sha256) as file:
-        yield from parquet.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=columns)
+        yield from parquet.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False)
 
 
 def rows_of(store: Store, manifest: Manifest, table: Table, columns: Sequence[str]) -> list[tuple[Any, ...]]:
