@@ -130,24 +130,24 @@ def test_the_schedule_launches_what_is_due_and_then_skips_with_the_counts(home: 
     assert len(rows(home.engine, job_outcomes)) == 1
 
 
-def test_a_dry_run_shows_the_plan_and_writes_nothing(home: Deployment) -> None:
-    result = home.run_job(JOB, apply_gpus={"dry_run": True})
+def test_a_dry_run_shows_the_plan_and_writes_nothing(small: Deployment) -> None:
+    result = small.run_job(JOB, apply_gpus={"dry_run": True})
     assert result.success
     assert f"| {HOST} {A} | add |" in str(shown(result, "plan_gpus")["plan"])
-    assert (rows(home.engine, gpus), rows(home.engine, job_outcomes)) == ([], [])
+    assert (rows(small.engine, gpus), rows(small.engine, job_outcomes)) == ([], [])
     assert result.get_asset_materialization_events() == [] == result.get_asset_check_evaluations()
 
 
-def test_conflicts_fail_the_check_as_an_error_and_the_run_goes_on(home: Deployment, file: Path) -> None:
+def test_conflicts_fail_the_check_as_an_error_and_the_run_goes_on(small: Deployment, file: Path) -> None:
     file.write_text(node(guest("web", hostdev_xml(A)), guest("stranger", hostdev_xml(A)), devices=[gpu_xml(A)]))
-    result = home.run_job(JOB)
+    result = small.run_job(JOB)
     assert result.success
     (check,) = result.get_asset_check_evaluations()
     assert (check.passed, check.severity) == (False, AssetCheckSeverity.ERROR)
     assert "2 conflicts. The first: kvm1 0000:01:00.0 stranger and web have it" in (check.description or "")
     # What only a person can settle launches a run each time, so that it is not forgotten.
-    assert launched(home) == [True]
-    assert assigned(home.engine) == {(A, "web")}
+    assert launched(small) == [True]
+    assert assigned(small.engine) == {(A, "web")}
 
 
 def checked(home: Deployment) -> ExecuteInProcessResult:
@@ -169,18 +169,18 @@ def test_the_check_can_be_run_by_itself(small: Deployment, file: Path) -> None:
     assert "1 hosts were left as they were" in failure(checked(small))
 
 
-def test_an_unreachable_host_fails_the_run_that_did_the_others(home: Deployment, tmp_path: Path) -> None:
-    add_host(home.engine, "kvm2", tmp_path / "nothing.xml")
-    result = home.run_job(JOB)
+def test_an_unreachable_host_fails_the_run_that_did_the_others(small: Deployment, tmp_path: Path) -> None:
+    add_host(small.engine, "kvm2", tmp_path / "nothing.xml")
+    result = small.run_job(JOB)
     assert "1 hosts were left as they were. kvm2: test:///" in failure(result)
-    assert len(gpu_states(home.engine)) == 2
-    (outcome,) = rows(home.engine, job_outcomes)
+    assert len(gpu_states(small.engine)) == 2
+    (outcome,) = rows(small.engine, job_outcomes)
     assert (outcome["status"], outcome["failed"], outcome["changed"]) == ("failed", 1, 2)
-    hosts = {row["id"]: row["state"] for row in rows(home.engine, hypervisor_hosts)}
+    hosts = {row["id"]: row["state"] for row in rows(small.engine, hypervisor_hosts)}
     assert hosts == {HOST: "", "kvm2": "unreachable"}
     # The table and the check are there all the same.
     assert len(result.get_asset_materialization_events()) == len(result.get_asset_check_evaluations()) == 1
-    assert launched(home) == [False]
+    assert launched(small) == [False]
 
 
 def test_an_empty_scan_fails_the_run_until_an_operator_confirms_it(small: Deployment, file: Path) -> None:
@@ -246,6 +246,6 @@ def test_while_a_run_is_on_its_way_nothing_is_looked_at(small: Deployment) -> No
     assert skipped(small) == f"{JOB} is not_started (run {run.run_id[:8]})."
 
 
-def test_when_the_database_fails_a_run_is_launched_so_that_it_is_seen(home: Deployment) -> None:
-    execute(home.engine, "DROP TABLE gpus")
-    assert launched(home) == [False]
+def test_when_the_database_fails_a_run_is_launched_so_that_it_is_seen(small: Deployment) -> None:
+    execute(small.engine, "DROP TABLE gpus")
+    assert launched(small) == [False]

@@ -103,10 +103,10 @@ def test_a_run_writes_what_differs_and_tells_it(home: Deployment, file: Path) ->
     }
 
 
-def test_a_dry_run_shows_the_plan_and_writes_nothing(home: Deployment, file: Path) -> None:
+def test_a_dry_run_shows_the_plan_and_writes_nothing(small: Deployment, file: Path) -> None:
     fleet(file, [TestDomain("a", OFF), TestDomain("b")])
-    before = rows_of(home.engine)
-    result = home.run_job(JOB, plan_machines={"dry_run": True})
+    before = rows_of(small.engine)
+    result = small.run_job(JOB, plan_machines={"dry_run": True})
     assert result.success
     (plan,) = [
         event.step_output_data.metadata["plan"].value
@@ -114,36 +114,36 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(home: Deployment, file: Pat
         if event.event_type_value == "STEP_OUTPUT" and event.step_key == "plan_machines"
     ]
     assert "| a | stopped | running |" in str(plan)
-    assert rows_of(home.engine) == before
-    assert rows(home.engine, job_outcomes) == rows(home.engine, hypervisor_hosts) == []
+    assert rows_of(small.engine) == before
+    assert rows(small.engine, job_outcomes) == rows(small.engine, hypervisor_hosts) == []
     assert result.get_asset_materialization_events() == []
 
 
-def test_a_run_goes_on_with_the_other_hosts_and_then_fails_naming_the_one(home: Deployment, file: Path) -> None:
-    add_host(home.engine, "good", f"test://{file}")
-    add_host(home.engine, "bad", NOWHERE)
-    with writing(home.engine) as connection:
+def test_a_run_goes_on_with_the_other_hosts_and_then_fails_naming_the_one(small: Deployment, file: Path) -> None:
+    add_host(small.engine, "good", f"test://{file}")
+    add_host(small.engine, "bad", NOWHERE)
+    with writing(small.engine) as connection:
         connection.execute(update(machines).where(machines.c.id == "a").values(host_id="good", status="off"))
         connection.execute(update(machines).where(machines.c.id == "b").values(host_id="bad", status="off"))
-    said = failure(home.run_job(JOB))
+    said = failure(small.run_job(JOB))
     assert "1 hosts: bad: qemu+unix:///system?socket=/nowhere: nothing answers" in said
     assert "The machines of the other hosts were done." in said
-    assert statuses(home.engine) == {"a": "running", "b": "off"}
-    (outcome,) = rows(home.engine, job_outcomes)
+    assert statuses(small.engine) == {"a": "running", "b": "off"}
+    (outcome,) = rows(small.engine, job_outcomes)
     assert (outcome["status"], outcome["failed"], list(outcome["details"]["hosts"])) == ("failed", 1, ["bad"])
-    assert not evaluations(home)["hosts_answer"]
+    assert not evaluations(small)["hosts_answer"]
 
 
-def test_a_refused_plan_fails_and_a_raised_limit_lets_it_pass(home: Deployment, file: Path) -> None:
+def test_a_refused_plan_fails_and_a_raised_limit_lets_it_pass(small: Deployment, file: Path) -> None:
     names = [f"vm{number}" for number in range(10)]
-    add_machines(home.engine, *({"id": name, "status": "running"} for name in names))
+    add_machines(small.engine, *({"id": name, "status": "running"} for name in names))
     fleet(file, [*(TestDomain(name, OFF) for name in names), TestDomain("a"), TestDomain("b")])
-    before = statuses(home.engine)
-    assert "10 of its 12 machines that are up would go down in one look" in failure(home.run_job(JOB))
-    assert statuses(home.engine) == before
-    assert "max_down_share lies between 0 and 1" in failure(home.run_job(JOB, plan_machines={"max_down_share": 2}))
-    assert home.run_job(JOB, plan_machines={"max_down_share": 1}).success
-    assert statuses(home.engine) == {"a": "running", "b": "running"} | dict.fromkeys(names, "stopped")
+    before = statuses(small.engine)
+    assert "10 of its 12 machines that are up would go down in one look" in failure(small.run_job(JOB))
+    assert statuses(small.engine) == before
+    assert "max_down_share lies between 0 and 1" in failure(small.run_job(JOB, plan_machines={"max_down_share": 2}))
+    assert small.run_job(JOB, plan_machines={"max_down_share": 1}).success
+    assert statuses(small.engine) == {"a": "running", "b": "running"} | dict.fromkeys(names, "stopped")
 
 
 def test_without_a_host_a_run_says_what_to_set(sqlite_engine: Engine, instance: DagsterInstance) -> None:
@@ -153,13 +153,13 @@ def test_without_a_host_a_run_says_what_to_set(sqlite_engine: Engine, instance: 
     assert home.sense(SENSOR).skip_reason == SkipReason(NO_HOSTS)
 
 
-def test_the_schedule_skips_with_counts_once_all_is_told(home: Deployment, file: Path) -> None:
-    assert launched(home) == [True]
-    assert tick(home) == "2 machines on 1 hosts in sync."
+def test_the_schedule_skips_with_counts_once_all_is_told(small: Deployment, file: Path) -> None:
+    assert launched(small) == [True]
+    assert tick(small) == "2 machines on 1 hosts in sync."
     fleet(file, [TestDomain("a"), TestDomain("b", PAUSED)])
-    assert launched(home) == [True]
-    assert statuses(home.engine) == {"a": "running", "b": "suspended"}
-    assert tick(home) == "2 machines on 1 hosts in sync."
+    assert launched(small) == [True]
+    assert statuses(small.engine) == {"a": "running", "b": "suspended"}
+    assert tick(small) == "2 machines on 1 hosts in sync."
 
 
 def test_a_new_finding_is_told_by_a_run_and_then_stays_quiet(small: Deployment, file: Path) -> None:

@@ -401,14 +401,14 @@ def test_two_passes_at_once_write_everything_once(engine: Engine, file: Path) ->
 
 
 def test_a_real_libvirtd_shows_this_machines_devices_and_what_its_domains_use(
-    libvirtd: LibvirtServer, engine: Engine
+    libvirtd: LibvirtServer, sqlite_engine: Engine
 ) -> None:
     here = sorted(path.name for path in Path("/sys/bus/pci/devices").iterdir())
     libvirtd.define("web", start=False, devices=[hostdev_xml("0000:b4:00.0")])
     libvirtd.define("shop")
-    insert_row(engine, hypervisor_hosts, id=HOST, libvirt_uri=libvirtd.uri)
-    add_machine(engine, "web", "off")
-    seen = look(setup_of(engine))
+    insert_row(sqlite_engine, hypervisor_hosts, id=HOST, libvirt_uri=libvirtd.uri)
+    add_machine(sqlite_engine, "web", "off")
+    seen = look(setup_of(sqlite_engine))
     assert seen.problems == {}
     facts = seen.facts[HOST]
     assert [one.address for one in facts.devices] == here
@@ -419,27 +419,27 @@ def test_a_real_libvirtd_shows_this_machines_devices_and_what_its_domains_use(
     assert facts.unreadable_devices == facts.unreadable_domains == ()
 
 
-def test_a_libvirtd_that_dies_or_hangs_changes_nothing(libvirtd: LibvirtServer, engine: Engine) -> None:
-    insert_row(engine, hypervisor_hosts, id=HOST, libvirt_uri=libvirtd.uri)
+def test_a_libvirtd_that_dies_or_hangs_changes_nothing(libvirtd: LibvirtServer, sqlite_engine: Engine) -> None:
+    insert_row(sqlite_engine, hypervisor_hosts, id=HOST, libvirt_uri=libvirtd.uri)
     known = {
         "state": "assigned",
         "state_since": "2026-03-10",
         "first_seen_at": "2026-03-10",
         "updated_at": "2026-03-10",
     }
-    with writing(engine) as connection:
+    with writing(sqlite_engine) as connection:
         columns = ", ".join(["host_id", "pci_address", *known])
         values = ", ".join(f"'{value}'" for value in (HOST, A, *known.values()))
         connection.exec_driver_sql(f"INSERT INTO gpus ({columns}) VALUES ({values})")
-    give(engine, "web")
-    before = rows(engine, gpus)
-    setup = setup_of(engine, deadline_seconds=2)
+    give(sqlite_engine, "web")
+    before = rows(sqlite_engine, gpus)
+    setup = setup_of(sqlite_engine, deadline_seconds=2)
     for broken in (libvirtd.hung, libvirtd.down):
         with broken():
             _, made = planned(setup)
         assert list(made.problems) == [HOST]
         assert apply(setup, made) == Written()
-    assert (rows(engine, gpus), assigned(engine)) == (before, {(A, "web")})
+    assert (rows(sqlite_engine, gpus), assigned(sqlite_engine)) == (before, {(A, "web")})
 
 
 @pytest.mark.parametrize(
