@@ -105,30 +105,37 @@ class Groups:
             shelf = find_ending(key[:-36])
             if shelf is not None:
                 end = key[-36:]
-                if not earliest < end < farthest or end[14] != 54:
-                    add_other(key)
-                    continue
-                if end >= first_young:
+                if end < first_young:
+                    if end < earliest or end[14] != 54:
+                        add_other(key)
+                        continue
+                    shelf.ids += end
+                    kept += 40
+                else:
+                    if end > farthest or end[14] != 54:
+                        add_other(key)
+                        continue
                     shelf.young += 1
                     if shelf.names is not None:
                         self._name(shelf.names, end)
-                else:
-                    shelf.ids += end
-                    kept += 40
             else:
                 shelf = find_hanging(key[:-75])
                 end = key[-75:-39]
-                if shelf is None or not earliest < end < farthest or end[14] != 54:
+                if (
+                    shelf is None
+                    or not earliest < end < farthest
+                    or end[14] != 54
+                    or key[-39] != 58
+                    or key[-2] != 58
+                    or not 48 <= key[-1] <= 57
+                ):
                     add_other(key)
                     continue
-                if key[-39] != 58 or key[-2] != 58 or not 48 <= key[-1] <= 57:
-                    add_other(key)
-                    continue
-                if end >= first_young:
-                    shelf.young += 1
-                else:
+                if end < first_young:
                     shelf.writes.append(key)
                     kept += 160
+                else:
+                    shelf.young += 1
             if end > shelf.newest:  # noqa: PLR1730 - max() takes three times as long
                 shelf.newest = end
         self.scanned += len(page)
@@ -137,20 +144,19 @@ class Groups:
 
     def _add_other(self, key: bytes) -> None:
         """Take in a key that is the first of its shelf, or of none, or whose id is spelled in another way."""
-        end = key[-UUID_LENGTH:]
-        if key[-UUID_LENGTH - 1 : -UUID_LENGTH] == b":":
-            shelf = self._ending.get(key[:-UUID_LENGTH])
-        else:
+        stem, end, is_write = key[:-UUID_LENGTH], key[-UUID_LENGTH:], False
+        if stem[-1:] != b":":
             pieces = key.rsplit(b":", 2)
+            stem, end = pieces[0][:-UUID_LENGTH], pieces[0][-UUID_LENGTH:]
             # A task and a number come behind it.
-            is_write = len(pieces) == 3 and pieces[2].isdigit() and pieces[1]
-            end = pieces[0][-UUID_LENGTH:] if is_write else b""
-            shelf = self._hanging.get(pieces[0][:-UUID_LENGTH])
+            is_write = len(pieces) == 3 and pieces[2].isdigit() and pieces[1] != b"" and stem[-1:] == b":"
+            if not is_write:
+                end = b""
         if not EARLIEST_UUID6 < end < FARTHEST_UUID6 or len(end) != UUID_LENGTH or end[14] != VERSION_6:
             if not self._add_spelled(key):
                 self._add_with_care(key)
             return
-        shelf = shelf or self._new_shelf(key, end)
+        shelf = (self._hanging if is_write else self._ending).get(stem) or self._new_shelf(stem, of_writes=is_write)
         if shelf is None:
             self._add_with_care(key)
         else:
@@ -207,24 +213,21 @@ class Groups:
             loose.young.add(identifier)
             self._kept += KEY_BYTES
 
-    def _new_shelf(self, key: bytes, identifier: bytes) -> Shelf | None:
-        """A shelf for a key with a UUIDv6 and for those to come that are like it; None when it cannot lie on one."""
-        head = key[: key.find(b":") + 1]
-        kind = self._shelved.get(head)
-        if kind is None:
-            return None
-        rest = key.rsplit(b":", 2)[0] if kind == WRITE else key
-        name = rest[len(head) : -UUID_LENGTH - 1]
-        if rest[-UUID_LENGTH:] != identifier or rest[-UUID_LENGTH - 1 : -UUID_LENGTH] != b":" or not name:
+    def _new_shelf(self, stem: bytes, *, of_writes: bool) -> Shelf | None:
+        """A shelf for what begins so, up to a UUIDv6; None when it cannot lie on one."""
+        place = stem.find(b":") + 1
+        kind, name = self._shelved.get(stem[:place]), stem[place:-1]
+        if kind is None or (kind == WRITE) != of_writes or not name:
             return None
         group = self.found.get(name) or self._begun(name)
         if group is None:
             return None
-        shelf = Shelf(rest[:-UUID_LENGTH], of_writes=kind == WRITE)
-        (self._hanging if kind == WRITE else self._ending)[shelf.stem] = shelf
+        shelf = Shelf(stem, of_writes=of_writes)
+        (self._hanging if of_writes else self._ending)[stem] = shelf
         if kind == CHECKPOINT:
             group.first = shelf
-            shelf.names = group.more() if self._names else None
+            if self._names:
+                shelf.names = group.more()
         else:
             group.hanging = (*group.hanging, shelf)
         self._kept += SHELF_BYTES
@@ -310,7 +313,7 @@ class Groups:
 
     def _begun(self, name: bytes) -> Group | None:
         """A group just met; None for one of another pass."""
-        if not self._is_mine(name):
+        if (self._turn[1] > 1 or self._wanted is not None) and not self._is_mine(name):
             return None
         group = self.found[name] = Group()
         self._kept += GROUP_BYTES

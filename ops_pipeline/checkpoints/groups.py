@@ -216,7 +216,9 @@ class Group:
     def keys(self) -> int:
         """How many keys were seen."""
         count = len(self.timeless) + (self.loose.counted if self.loose else 0)
-        for shelf in self.shelves():
+        if self.first:
+            count += len(self.first.ids) // UUID_LENGTH + self.first.young
+        for shelf in self.spelled + self.hanging:
             count += shelf.old() + shelf.young
         return count
 

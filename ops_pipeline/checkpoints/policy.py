@@ -221,8 +221,9 @@ def judge(thread: bytes, groups: Sequence[Group], policy: Policy, read: Reader, 
         return _whole(thread, groups, newest, float("inf"))._replace(action=ERASED, reason="asked for by name")
     if not has_checkpoints:
         return _orphaned(thread, groups, newest, now - policy.grace)
-    cutoff = now - policy.retention_of(thread.removeprefix(b"$"))
-    if newest < min(cutoff, now - policy.grace):
+    retention = policy.retention_of(thread.removeprefix(b"$")) if policy.by_thread else policy.retention
+    cutoff = now - retention
+    if newest < cutoff and newest < now - policy.grace:
         verdict = _whole(thread, groups, newest, cutoff)
     else:
         verdict = _of_live(thread, groups, policy, read, newest=newest, now=now)
@@ -252,7 +253,7 @@ def _whole(thread: bytes, groups: Sequence[Group], newest: float, alive_from: fl
         if group.timeless:
             pointers, blobs = _of_kind(groups, POINTER), _of_kind(groups, BLOB)
             break
-    return Verdict(thread, WHOLE, IDLE, pointers, newest, alive_from, groups=tuple(groups), blobs=blobs)
+    return Verdict(thread, WHOLE, IDLE, pointers, newest, alive_from, (), (), tuple(groups), blobs)
 
 
 def _orphaned(thread: bytes, groups: Sequence[Group], newest: float, grace_from: float) -> Verdict:
@@ -277,7 +278,7 @@ def _of_live(
     thread: bytes, groups: Sequence[Group], policy: Policy, read: Reader, *, newest: float, now: float
 ) -> Verdict:
     if policy.keep_newest is None and all_belong(groups):
-        return Verdict(thread, KEPT, "live", newest=newest)
+        return Verdict(thread, KEPT, "live", (), newest)
     trims = [policy.keep_newest is not None and not _has_documents(group) for group in groups]
     units = _Units(groups, read)
     trimmed: list[bytes] = []

@@ -44,7 +44,7 @@ class Removed:
 
 
 class Remover:
-    """Takes verdicts, and carries them out a thousand keys at a time."""
+    """Takes verdicts, and carries them out some hundred keys at a time."""
 
     def __init__(
         self, store: Store, read: Reader, *, grace: float, expire_at: float | None = None, jitter: float = 0.0

@@ -198,7 +198,7 @@ class _Sweeper:
             if self.policy.only and not any(self.policy.wants(name) for name in (thread, *names)):
                 continue
             self.swept.threads += 1
-            groups = [found[name] for name in names]
+            groups = [found[name] for name in names] if len(names) > 1 else [found[names[0]]]
             verdict = judge(thread, groups, self.policy, self.read, self.now)
             if lonely and verdict.action == ORPHANS:
                 verdict = verdict._replace(action=KEPT, reason=NO_CHECKPOINT)

@@ -46,6 +46,7 @@ def door(own: RedisServer) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def process(door: str) -> Iterator[subprocess.Popen[str]]:
     """LangGraph, once for all tests: importing it takes seconds."""
+    assert PYTHON.exists(), "LangGraph is not installed: run scripts/install-saver.sh"
     with subprocess.Popen([PYTHON, CHILD, door], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         yield child
         assert child.stdin is not None
