@@ -3,4 +3,4 @@
 set -euo pipefail
 exec "$(dirname "$0")/apt-install.sh" postgresql redis-server \
     libvirt-daemon-system libvirt-clients qemu-system-x86 ebtables iptables prometheus \
-    nginx-light openssl systemd
+    nginx-light openssl systemd chromium fonts-dejavu-core fonts-liberation

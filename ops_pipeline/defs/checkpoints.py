@@ -113,7 +113,7 @@ def cleanup_job(settings: Settings) -> JobDefinition:
         for warning in warnings:
             context.log.warning(warning)
         result = result_of(swept, retention, error)
-        metadata = {**_numbers(result), **_shown(swept, retention, warnings)}
+        metadata = {**_shown(swept, retention, warnings), **_numbers(result)}
         if not config.dry_run:
             outcome = outcome_of(swept, failed=error is not None)
             record_outcome(
@@ -174,11 +174,12 @@ def _shown(swept: Swept, retention: Retention, warnings: list[str]) -> dict[str,
     from ops_pipeline.checkpoints.figures import picture  # noqa: PLC0415
 
     image = base64.b64encode(picture(swept.ages, swept.largest, retention.days)).decode()
+    # The log of a run shows the first five or six entries of many, so what a person decides by comes before all numbers.
     return {
-        "threads_by_age": MetadataValue.md(f"![Threads by age](data:image/png;base64,{image})"),
-        "largest_threads": MetadataValue.md(largest_table(swept)),
         "changes": MetadataValue.md(changes_table(swept.changes) if swept.changes else "Nothing to do."),
         "warnings": MetadataValue.md("\n".join(f"- {warning}" for warning in warnings) or "None."),
+        "threads_by_age": MetadataValue.md(f"![Threads by age](data:image/png;base64,{image})"),
+        "largest_threads": MetadataValue.md(largest_table(swept)),
     }
 
 

@@ -127,6 +127,7 @@ def test_absurd_values_are_counted_shown_and_kept(engine: Engine, instance: Dags
     assert result.success and not check(result, "no_absurd_values")
     evaluation = next(one for one in result.get_asset_check_evaluations() if one.check_name == "no_absurd_values")
     counts = {name: value.value for name, value in evaluation.metadata.items()}
+    assert "| 2026-03-10 12:00 | unknown_type | 1 |" in str(counts.pop("odd_hours"))
     assert counts == {
         "unknown_status": 1,
         "unknown_type": 1,

@@ -180,12 +180,13 @@ def _shown(report: Report) -> dict[str, Any]:
     more = report.planned - len(report.changes)
     if more > 0:
         plan += f"\n\n… and {more} more than are shown."
+    # The log of a run shows the first five or six entries of many, so what a person decides by comes before all numbers.
     return {
-        **outcome_metadata(report.outcome),
         "status": report.skipped or report.status,
         "plan": MetadataValue.md(plan if report.changes else "Nothing to do."),
         "planned": report.planned,
         "left_alone": table(("why", "objects"), list(report.kept.items()), empty="None."),
+        **outcome_metadata(report.outcome),
         "left_over": report.left,
         "backlog_seconds": report.backlog_seconds,
         "facts": MetadataValue.json(dict(report.facts)),

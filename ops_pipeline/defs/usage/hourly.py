@@ -187,11 +187,14 @@ def _anomaly_check(
     counts = {name: sum(counts.get(name, 0) for counts in hours.values()) for name in ANOMALIES} | {
         "future_calls": future
     }
+    where = [
+        (hour_text(hour), name, found) for hour in sorted(hours, reverse=True) for name, found in hours[hour].items()
+    ]
     return AssetCheckResult(
         check_name=ANOMALY_CHECK,
         passed=not any(counts.values()),
         severity=AssetCheckSeverity.WARN,
-        metadata=counts,
+        metadata={**counts, "odd_hours": table(("hour", "what", "calls"), where, empty="None.")},
         description="All calls are counted; look for the writer that made the odd ones."
         if any(counts.values())
         else "",
