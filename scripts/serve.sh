@@ -5,6 +5,10 @@ set -euo pipefail
 port=${PORT:-3000}
 bin=$PWD/.venv/bin
 
+if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+    echo "Port $port of 127.0.0.1 is taken: end what listens there, or set another one, such as PORT=3010." >&2
+    exit 1
+fi
 "$bin/python" -m ops_pipeline.defs.interrupted
 format=colored
 [ "${LOG_FORMAT:-text}" != json ] || format=json

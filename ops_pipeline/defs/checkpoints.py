@@ -90,7 +90,8 @@ def store_asset() -> AssetSpec:
     """The checkpoints, as the assistants write them."""
     return AssetSpec(
         STORE,
-        description="LangGraph checkpoints in Redis. The assistants write them; idle threads are cleaned up here.",
+        description="LangGraph checkpoints in Redis. The assistants write them; the job `cleanup_checkpoints` removes"
+        " idle threads.",
         group_name="checkpoints",
         kinds={"redis"},
         owners=OWNERS,
@@ -174,7 +175,7 @@ def _shown(swept: Swept, retention: Retention, warnings: list[str]) -> dict[str,
     from ops_pipeline.checkpoints.figures import picture  # noqa: PLC0415
 
     image = base64.b64encode(picture(swept.ages, swept.largest, retention.days)).decode()
-    # The log of a run shows the first five or six entries of many, so what a person decides by comes before all numbers.
+    # The log of a run shows the first six entries of many: what a person decides by comes before all numbers.
     return {
         "changes": MetadataValue.md(changes_table(swept.changes) if swept.changes else "Nothing to do."),
         "warnings": MetadataValue.md("\n".join(f"- {warning}" for warning in warnings) or "None."),

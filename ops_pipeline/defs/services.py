@@ -106,7 +106,8 @@ def services_asset() -> AssetSpec:
     """The services of the hosts."""
     return AssetSpec(
         SERVICES,
-        description="The known services of the hosts: looked at, and recovered within bounds.",
+        description="The known services of the hosts: looked at, and recovered within bounds, by the job"
+        " `check_running_services`.",
         group_name="services",
         kinds={"systemd"},
         owners=OWNERS,

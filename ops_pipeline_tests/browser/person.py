@@ -97,7 +97,7 @@ class Person:
 
     def looks_for_events(self, kind: str) -> None:
         """Show only the events of a kind in the log of a run."""
-        self.page.get_by_placeholder("Filter…").fill(f"type:{kind}")
+        self.page.get_by_placeholder("Filter…").fill(f"type:{kind.upper()}")
 
     def reads(self, entry: str) -> Locator:
         """Open an entry of metadata that holds text or a picture, and return the dialog in which it stands."""
@@ -106,10 +106,6 @@ class Person:
         dialog = self.page.get_by_role("dialog")
         expect(dialog).to_be_visible()
         return dialog
-
-    def expands_groups(self) -> None:
-        """Show the assets of every group of the lineage, not only its name."""
-        self.page.keyboard.press("Alt+E")
 
     def is_at_rest(self) -> None:
         """Wait until the page has fetched what it shows, its icons included."""

@@ -11,37 +11,34 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from playwright.sync_api import Locator
+from playwright.sync_api import Locator, expect
 
-from ops_pipeline_tests.browser.person import Person, person_at
-from ops_pipeline_tests.browser.scene import chromium, deployment
+from ops_pipeline_tests.browser.person import WIDTH, Person, person_at
+from ops_pipeline_tests.browser.scene import chromium, deployment, waits_for
 from ops_pipeline_tests.integration.processes import PROJECT
 
 IMAGES = PROJECT / "docs" / "images"
 DAYS, CALLS = 7, 50_000
-GROUPS = ("usage", "hypervisor", "analysis", "services", "checkpoints", "maintenance")
 
 Act = Callable[[Person], Locator | None]
 """Leads to the moment, and returns what is worth the picture; None for the whole window."""
 
 
 def lineage(person: Person) -> None:
-    """All assets."""
-    person.page.set_viewport_size({"width": 1500, "height": 860})
-    person.open("/asset-groups")
-    for group in GROUPS:
-        person.sees(group, exact=True)
-    person.page.keyboard.press("Escape")
-    person.expands_groups()
+    """From raw calls to a report."""
+    person.open("/locations/ops_pipeline/asset-groups/usage/lineage")
+    for asset in ("model_calls", "usage_report"):
+        person.sees(asset, exact=True)
+    expect(person.page.get_by_text("100% filled")).to_have_count(4)
     person.is_at_rest()
 
 
 def partitions(person: Person) -> None:
-    """The grid of hours."""
-    person.opens_grid()
-    yesterday = f"{datetime.now(UTC) - timedelta(days=1):%Y-%m-%d}-09:00"
-    person.page.get_by_placeholder("Filter by name…").fill(yesterday)
-    person.page.get_by_text(yesterday).last.click()
+    """The grid of hours, and what one of them holds."""
+    person.open(
+        f"/assets/hourly_model_usage?view=partitions&partition={datetime.now(UTC) - timedelta(days=1):%Y-%m-%d}-09:00"
+    )
+    person.sees("Partitions Selected")
     person.sees("top_models")
     person.is_at_rest()
 
@@ -64,19 +61,20 @@ def check(person: Person) -> None:
 
 def report(person: Person) -> Locator:
     """The picture of a report, in the UI."""
+    person.page.set_viewport_size({"width": WIDTH, "height": 1_600})
     person.open("/assets/usage_report?view=events")
-    dialog = person.reads("report")
-    return person.framed(dialog)
+    return person.framed(person.reads("report"))
 
 
-def plan(person: Person) -> Locator:
+def plan(person: Person) -> None:
     """The plan of a dry run."""
     person.types_config(
         "cleanup_checkpoints", "ops:\n  sweep_checkpoints:\n    config:\n      dry_run: true\n      max_share: 1\n"
     )
     person.launches("Success")
     person.looks_for_events("step_output")
-    return person.framed(person.reads("changes"))
+    person.reads("changes")
+    person.is_at_rest()
 
 
 def refused(person: Person) -> None:
@@ -91,13 +89,14 @@ def refused(person: Person) -> None:
 def raised(person: Person) -> None:
     """The launchpad with a raised limit."""
     person.types_config("cleanup_checkpoints", "ops:\n  sweep_checkpoints:\n    config:\n      max_share: 0.6\n")
-    person.page.get_by_text("sweep_checkpoints:").first.click()
+    # The panel beside the editor describes what stands at the cursor.
+    person.page.get_by_text("max_share").first.click()
+    person.sees("the share of threads that may go")
     person.is_at_rest()
 
 
 def services(person: Person) -> None:
     """The table of services."""
-    person.launches_defaults("check_running_services")
     person.open("/assets/host_services")
     person.sees("billing-api")
     person.is_at_rest()
@@ -159,6 +158,7 @@ def main(names: list[str]) -> None:
         deployment(Path(folder) / "home", days=DAYS, calls=CALLS, lab=True) as started,
         chromium() as browser,
     ):
+        waits_for(started, "usage_report")
         for act in wanted:
             with person_at(browser, started.port) as person:
                 print(take(person, act, IMAGES))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, expect
 
 from ops_pipeline_tests.browser.person import Person, person_at
-from ops_pipeline_tests.browser.scene import chromium, deployment
+from ops_pipeline_tests.browser.scene import chromium, deployment, waits_for
 from ops_pipeline_tests.integration.processes import Running
 
 pytestmark = pytest.mark.xdist_group("browser")
@@ -31,7 +30,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def person(running_deployment: Running, browser: Browser, tmp_path: Path) -> Iterator[Person]:
+def person(running_deployment: Running, browser: Browser) -> Iterator[Person]:
     with person_at(browser, running_deployment.port) as somebody:
         yield somebody
 
@@ -80,7 +79,8 @@ def test_a_failed_check_says_why(person: Person) -> None:
     expect(person.page.get_by_role("row", name="unknown_type 1")).to_be_visible()
 
 
-def test_a_report_shows_its_picture(person: Person) -> None:
+def test_a_report_shows_its_picture(person: Person, running_deployment: Running) -> None:
+    waits_for(running_deployment, "usage_report")
     person.open("/assets/usage_report?view=events")
     picture = person.reads("report").get_by_role("img")
     expect(picture).to_be_visible()

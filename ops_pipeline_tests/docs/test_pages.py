@@ -104,3 +104,15 @@ def test_every_link_of_a_page_leads_somewhere() -> None:
         if "://" not in target and not (page.parent / target).exists()
     ]
     assert broken == []
+
+
+def test_every_picture_is_there_shown_and_small() -> None:
+    pages = [PROJECT / "README.md", *(PROJECT / "docs").glob("*.md")]
+    shown = {
+        (page.parent / name).resolve()
+        for page in pages
+        for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text())
+    }
+    there = {file.resolve() for file in (PROJECT / "docs" / "images").iterdir()}
+    assert {file for file in shown if file.parent.name == "images"} == there
+    assert not [file.name for file in there if file.stat().st_size > 300_000]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,14 @@ def backfill_of_a_range_is_one_run(deployment: Running) -> None:
     done = "the backfill's run to succeed"
     wait_for(deployment, lambda: any(one["status"] in {"SUCCESS", "FAILURE"} for one in runs()), 300, done)
     assert [one["status"] for one in runs()] == ["SUCCESS"]
+
+
+def test_a_taken_port_ends_the_start_with_a_reason(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = command(str(PROJECT / "scripts" / "serve.sh"), home=tmp_path / "home", PORT=port)
+    assert result.returncode == 1
+    assert f"Port {port} of 127.0.0.1 is taken" in result.stderr and "PORT=" in result.stderr
 
 
 def test_a_wrong_database_ends_the_start_with_a_reason_and_without_its_password(tmp_path: Path) -> None:

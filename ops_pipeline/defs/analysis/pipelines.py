@@ -76,7 +76,8 @@ def pipelines_asset() -> AssetSpec:
     """The pipelines of the lab."""
     return AssetSpec(
         PIPELINES,
-        description="Pipelines: steps of analysis tasks in order, each advance an observation, with a table of all.",
+        description="Pipelines: steps of analysis tasks in order, each advance an observation, with a table of all."
+        " They advance when a task ends; the job `advance_pipelines` does what was missed.",
         group_name="analysis",
         kinds={"table"},
         owners=OWNERS,

@@ -89,7 +89,8 @@ def tasks_asset() -> AssetSpec:
     """The tasks, as they are submitted."""
     return AssetSpec(
         TASKS,
-        description="Tasks for analyzer services: claimed by workers, done over WebSockets, stored with all findings.",
+        description="Tasks for analyzer services: claimed by workers (runs of the job `execute_analysis_tasks`), done"
+        " over WebSockets, stored with all findings.",
         group_name="analysis",
         kinds={"websocket"},
         owners=OWNERS,

@@ -116,7 +116,7 @@ def filters_asset() -> AssetSpec:
     """The filters of the hosts."""
     return AssetSpec(
         FILTERS,
-        description="The network filters of every host, made to be those of the database.",
+        description="The network filters of every host, made to be those of the database by the job `flush_firewall`.",
         group_name="hypervisor",
         kinds={"libvirt"},
         owners=OWNERS,

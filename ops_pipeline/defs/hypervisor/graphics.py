@@ -123,7 +123,8 @@ def gpus_asset() -> AssetSpec:
     """The GPUs of the hosts."""
     return AssetSpec(
         GPUS,
-        description="The GPUs of the hypervisors: what they are, whether they can be handed out, and who has them.",
+        description="The GPUs of the hypervisors: what they are, whether they can be handed out, and who has them."
+        " Kept by the job `update_graphics_information`.",
         group_name="hypervisor",
         kinds={"libvirt"},
         owners=OWNERS,

@@ -82,7 +82,8 @@ def machines_asset() -> AssetSpec:
     """The platform's machines."""
     return AssetSpec(
         MACHINES,
-        description="The platform's virtual machines: their status follows what their hypervisors show.",
+        description="The platform's virtual machines: their status follows what their hypervisors show. Kept by the job"
+        " `update_vm_status`, every minute and on events of libvirt; a materialization is a run that had work.",
         group_name=GROUP,
         kinds={"table"},
         owners=OWNERS,

@@ -50,7 +50,8 @@ def archives_asset() -> AssetSpec:
     """What maintenance has removed, and can be put back."""
     return AssetSpec(
         ARCHIVES,
-        description="What maintenance removed: Parquet and tar files, restorable with `ops-pipeline archive restore`.",
+        description="What the job `run_maintenance` removed: Parquet and tar files, restorable with"
+        " `ops-pipeline archive restore`.",
         group_name="maintenance",
         kinds={"parquet"},
         owners=OWNERS,

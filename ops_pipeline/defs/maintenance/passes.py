@@ -180,7 +180,7 @@ def _shown(report: Report) -> dict[str, Any]:
     more = report.planned - len(report.changes)
     if more > 0:
         plan += f"\n\n… and {more} more than are shown."
-    # The log of a run shows the first five or six entries of many, so what a person decides by comes before all numbers.
+    # The log of a run shows the first six entries of many: what a person decides by comes before all numbers.
     return {
         "status": report.skipped or report.status,
         "plan": MetadataValue.md(plan if report.changes else "Nothing to do."),

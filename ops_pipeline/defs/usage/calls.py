@@ -25,7 +25,8 @@ def calls_asset() -> AssetSpec:
     """The table of raw calls."""
     return AssetSpec(
         CALLS,
-        description="One row per call of a model. The gateway writes it; here it is read, and stale calls are failed.",
+        description="One row per call of a model. The gateway writes it; here it is read, and the job"
+        " `cleanup_stale_model_calls` fails stale calls.",
         group_name="usage",
         kinds={"table"},
         owners=OWNERS,

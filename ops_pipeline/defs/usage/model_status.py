@@ -88,7 +88,8 @@ def statuses_asset() -> AssetSpec:
     return AssetSpec(
         STATUSES,
         deps=["model_calls"],
-        description="The state of every model in MODEL_PROBES_FILE: available, limited, unavailable or not tested.",
+        description="The state of every model in MODEL_PROBES_FILE: available, limited, unavailable or not tested."
+        " Kept by the job `check_model_status`, whose schedule is off until somebody switches it on.",
         group_name="usage",
         kinds={"table"},
         owners=OWNERS,
