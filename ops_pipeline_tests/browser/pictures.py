@@ -73,7 +73,7 @@ def plan(person: Person) -> None:
     )
     person.launches("Success")
     person.looks_for_events("step_output")
-    person.reads("changes")
+    person.sees("newest checkpoint older", within=person.reads("changes"))
     person.is_at_rest()
 
 
