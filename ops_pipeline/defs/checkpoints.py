@@ -68,7 +68,7 @@ class SweepConfig(Config):
         default=[], description=r"Only these threads: ids, or patterns with * and ? (\* for a star itself)."
     )
     delete_all: bool = Field(
-        default=False, description="Erase the threads named above with all that is theirs, whatever their age."
+        default=False, description="Erase those of `threads` with all that is theirs, whatever their age."
     )
     retention_days: float | None = Field(default=None, description="Another retention than CHECKPOINT_RETENTION_DAYS.")
     max_share: float | None = Field(

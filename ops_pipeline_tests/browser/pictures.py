@@ -55,7 +55,8 @@ def backfill(person: Person) -> Locator:
 def check(person: Person) -> None:
     """A check that failed, and why."""
     person.opens_check("hourly_model_usage", "no_absurd_values")
-    person.sees("odd_hours")
+    for text in ("odd_hours", "No unknown status or type", "look for the writer"):
+        person.sees(text)
     person.is_at_rest()
 
 
@@ -97,8 +98,8 @@ def raised(person: Person) -> None:
 
 def services(person: Person) -> None:
     """The table of services."""
-    person.open("/assets/host_services")
-    person.sees("billing-api")
+    person.open("/assets/host_services?view=events")
+    person.sees("billing-api", exact=True)
     person.is_at_rest()
 
 
@@ -116,11 +117,11 @@ def gpus(person: Person) -> Locator:
     return person.framed(person.reads("gpus"))
 
 
-def tasks(person: Person) -> None:
-    """What the workers did."""
-    person.open("/assets/analysis_tasks")
-    person.sees("by_service")
-    person.is_at_rest()
+def tasks(person: Person) -> Locator:
+    """What a worker did."""
+    person.page.set_viewport_size({"width": WIDTH, "height": 1_600})
+    person.open("/assets/analysis_tasks?view=events")
+    return person.framed(person.reads("tasks"))
 
 
 def maintenance(person: Person) -> None:

@@ -145,7 +145,7 @@ def worker_job(settings: Settings) -> JobDefinition:
             outcome=outcome,
             details={"findings": report.findings},
         )
-        metadata = {**outcome_metadata(outcome), **_shown(report)}
+        metadata = {**_shown(report), **outcome_metadata(outcome)}
         context.add_output_metadata(metadata)
         context.log_event(AssetMaterialization(AssetKey(TASKS), metadata=metadata))
         if report.gave_up:
