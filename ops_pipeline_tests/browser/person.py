@@ -57,10 +57,11 @@ class Person:
         return dialog
 
     def launches_backfill(self, dialog: Locator) -> None:
-        """Launch what the dialog says, and follow it to its end."""
+        """Launch what the dialog says, and wait among all backfills until it has succeeded."""
         dialog.get_by_role("button", name="Launch backfill").click()
-        self.page.get_by_role("button", name="View", exact=True).click()
-        self.sees("100% completed")
+        self.sees("Created backfill")
+        self.open("/runs?view=backfills")
+        self.sees("Success", exact=True)
 
     def types_config(self, job: str, config: str) -> None:
         """Open the launchpad of a job, and replace what stands there."""
