@@ -82,6 +82,6 @@ def test_a_failed_check_says_why(person: Person) -> None:
 def test_a_report_shows_its_picture(person: Person, running_deployment: Running) -> None:
     waits_for(running_deployment, "usage_report")
     person.open("/assets/usage_report?view=events")
-    picture = person.reads("report").get_by_role("img")
+    picture = person.reads("report").get_by_role("img", name="Usage on")
     expect(picture).to_be_visible()
     assert picture.evaluate("image => image.naturalWidth") > 500
