@@ -23,7 +23,7 @@ test: setup
 	scripts/install-servers.sh
 	scripts/install-provider.sh
 	scripts/install-saver.sh
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 3 --dist loadgroup
 
 lint: setup
 	$(BIN)/ruff check .

@@ -5,7 +5,9 @@ What belongs here: starting and stopping. What does not: fixtures (see `conftest
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -24,10 +26,15 @@ DEBIAN_BINARIES = "/usr/lib/postgresql/*/bin"
 
 
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nobody listens on at the moment."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A TCP port on 127.0.0.1 that nobody listens on at the moment.
+
+    Below those from which outgoing connections get theirs: one of them took a port before its server could.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from ops_pipeline.analysis.tables import UNIFIED, analysis_results, analysis_tas
 from ops_pipeline.database.engine import database_now, writing
 
 OLD_TREES, CHILDREN = 4, 2
+NOBODY = "accessibility-analyzer"
+"""A service without an analyzer."""
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
@@ -25,7 +27,7 @@ def write_leftovers(engine: Engine) -> int:
     """Write them, unless they are there; how many tasks and applications were written.
 
     Two applications without a directory, of which one is beyond its grace; a task of an application that does not
-    exist; a submission that died; and trees of tasks that ended long ago, one of them under legal hold.
+    exist; one for a service that nobody runs; and trees of tasks that ended long ago, one of them under legal hold.
     """
     with writing(engine) as connection:
         mine = select(generated_applications.c.id).where(generated_applications.c.id.like(f"{PREFIX}left_%"))
@@ -51,8 +53,9 @@ def _tasks(now: datetime) -> Iterator[dict[str, Any]]:
     # Due tomorrow, so that no worker takes it before.
     waiting = {"status": "pending", "next_attempt_at": now + DAY, "created_at": now - 2 * HOUR}
     yield {"id": f"{PREFIX}left_orphan", "service": SERVICE, "target": f"{MODELS[2]}/app30", **waiting}
-    died = {"status": "created", "created_at": now - 6 * HOUR, "updated_at": now - 6 * HOUR}
-    yield {"id": f"{PREFIX}left_stuck", "service": SERVICE, "target": f"{MODELS[0]}/app0", **died}
+    # Recovery gives back what a writer or a worker left; this waits for ever.
+    unserved = {"status": "pending", "created_at": now - 6 * HOUR, "updated_at": now - 6 * HOUR}
+    yield {"id": f"{PREFIX}left_stuck", "service": NOBODY, "target": f"{MODELS[0]}/app0", **unserved}
     for number in range(OLD_TREES):
         ended = now - (35 + 5 * number) * DAY
         root = f"{PREFIX}left_old_{number}"

@@ -22,6 +22,8 @@ from ops_pipeline.analysis.maintenance.clean_applications import clean_orphan_ap
 from ops_pipeline.analysis.maintenance.end_tasks import cancel_orphan_tasks, end_stuck_tasks
 from ops_pipeline.analysis.maintenance.lab import Lab
 from ops_pipeline.analysis.maintenance.tasks import TaskPolicy
+from ops_pipeline.analysis.policy import Policy as QueuePolicy
+from ops_pipeline.analysis.recovery.due import count_due
 from ops_pipeline.analysis.tables import analysis_tasks, generated_applications
 from ops_pipeline.analysis.targets import parse_target
 from ops_pipeline.database.engine import connect, reading, writing
@@ -95,6 +97,7 @@ def test_the_command_hands_the_analyzer_over_and_it_ends_with_it_however_it_ends
     )
     assert process.stdout is not None
     assert "the static analyzer that comes with the project answers at ws://127.0.0.1:" in process.stdout.readline()
+    assert process.stdout.readline().startswith("There is something to clean up")
     urls, apps = process.stdout.readline().split()
     assert urls.startswith("static-analyzer=ws://127.0.0.1:")
     assert Path(apps) == home / "demo_apps"
@@ -130,6 +133,7 @@ def test_each_pass_of_maintenance_has_something_to_plan(engine: Engine, tmp_path
     assert (old.planned, old.kept) == (3, {"under legal hold": 1})
 
 
-def test_no_worker_takes_what_is_there_to_be_cleaned_up(sqlite_engine: Engine) -> None:
+def test_no_worker_and_no_recovery_takes_what_is_there_to_be_cleaned_up(sqlite_engine: Engine) -> None:
     write_leftovers(sqlite_engine)
+    assert not any(count_due(sqlite_engine, QueuePolicy()).values())
     assert take(sqlite_engine, now=datetime.now(UTC), services=[demo.SERVICE]) == []

@@ -41,7 +41,8 @@ def commands(page: Path) -> Iterator[list[str]]:
 def parsed(words: list[str]) -> click.Context:
     """What click makes of a command, without running it."""
     command, rest = PROGRAMS[words[0]], words[1:]
-    context = click.Context(command, info_name=words[0])
+    # Each command remembers the names of its option for help from the first context that it sees.
+    context = click.Context(command, info_name=words[0], **command.context_settings)
     while isinstance(command, click.Group) and rest:
         found = command.get_command(context, rest[0])
         if found is None:

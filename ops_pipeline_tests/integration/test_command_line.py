@@ -24,7 +24,7 @@ from ops_pipeline_tests.integration.processes import BIN, PROJECT, command, envi
 from ops_pipeline_tests.servers import wait_until
 from ops_pipeline_tests.usage.calls import at, rows
 
-RANGE = "2026-09-01-00:00...2026-09-30-23:00"
+RANGE = "2026-09-01-00:00...2026-09-10-23:00"
 MODULE = ("-m", "ops_pipeline.definitions")
 MATERIALIZE = ("asset", "materialize", "--select", "hourly_model_usage", "--partition-range", RANGE, *MODULE)
 
@@ -39,9 +39,9 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def month(engine: Engine) -> Engine:
-    """A month of 20,000 calls that nobody has aggregated."""
-    write_history(engine, DemoPlan(30, 20_000, 3, at("2026-10-01 00:00")), lambda _: None)
+def days(engine: Engine) -> Engine:
+    """Ten days of 8,000 calls that nobody has aggregated."""
+    write_history(engine, DemoPlan(10, 8_000, 3, at("2026-09-11 00:00")), lambda _: None)
     return engine
 
 
@@ -71,11 +71,11 @@ def last_commit(engine: Engine) -> datetime:
 
 
 def test_a_range_from_the_command_line_is_one_run(
-    month: Engine, home: Path, variables: dict[str, str], here: Deployment
+    days: Engine, home: Path, variables: dict[str, str], here: Deployment
 ) -> None:
     result = command("dagster", *MATERIALIZE, home=home, **variables)
     assert result.returncode == 0, result.stderr
-    assert hours_done(month) == 720 == len(here.materialized("hourly_model_usage"))
+    assert hours_done(days) == 240 == len(here.materialized("hourly_model_usage"))
     assert here.instance.get_runs_count() == 1
 
 
@@ -90,11 +90,11 @@ def test_a_job_backfill_from_the_command_line_is_accepted(home: Path, variables:
 
 
 def test_a_range_run_killed_at_any_moment_then_caught_up_equals_a_clean_run(
-    month: Engine, home: Path, variables: dict[str, str], here: Deployment
+    days: Engine, home: Path, variables: dict[str, str], here: Deployment
 ) -> None:
     """Kill -9 three times at different moments; what was finished is kept and not done again."""
     for moment in (0.0, 0.4, 1.0):
-        before = last_commit(month)
+        before = last_commit(days)
         process = subprocess.Popen(
             [str(BIN / "dagster"), *MATERIALIZE],
             env=environment(home, **variables),
@@ -103,7 +103,7 @@ def test_a_range_run_killed_at_any_moment_then_caught_up_equals_a_clean_run(
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        wait_until(lambda was=before: last_commit(month) > was, 240, "the run to commit something")
+        wait_until(lambda was=before: last_commit(days) > was, 240, "the run to commit something")
         time.sleep(moment)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -111,19 +111,19 @@ def test_a_range_run_killed_at_any_moment_then_caught_up_equals_a_clean_run(
             if run.status in UNFINISHED:
                 # What the daemon's run monitoring does a minute later.
                 here.instance.report_run_failed(run)
-    finished = {row["hour"]: row["aggregated_at"] for row in rows(month, usage_hours)}
+    finished = {row["hour"]: row["aggregated_at"] for row in rows(days, usage_hours)}
 
-    requests = here.tick("model_call_stats_schedule", at("2026-10-01 00:00"))
+    requests = here.tick("model_call_stats_schedule", at("2026-09-11 00:00"))
     if isinstance(requests, list):
         assert all(here.run_requests(requests))
     for _ in range(3):
         here.sense("usage_partition_status_sensor")
-    killed = [rows(month, table) for table in (hourly_model_usage, hourly_model_latency)]
-    after = {row["hour"]: row["aggregated_at"] for row in rows(month, usage_hours)}
-    assert len(after) == 720 == len(here.materialized("hourly_model_usage"))
+    killed = [rows(days, table) for table in (hourly_model_usage, hourly_model_latency)]
+    after = {row["hour"]: row["aggregated_at"] for row in rows(days, usage_hours)}
+    assert len(after) == 240 == len(here.materialized("hourly_model_usage"))
     assert {hour: after[hour] for hour in finished} == finished
 
     started = datetime.now(UTC)
     assert here.run("hourly_model_usage_job", *RANGE.split("...")).success
-    assert [rows(month, table) for table in (hourly_model_usage, hourly_model_latency)] == killed
-    assert all(row["aggregated_at"] > started.replace(microsecond=0) for row in rows(month, usage_hours))
+    assert [rows(days, table) for table in (hourly_model_usage, hourly_model_latency)] == killed
+    assert all(row["aggregated_at"] > started.replace(microsecond=0) for row in rows(days, usage_hours))
