@@ -13,9 +13,10 @@ fi
 format=colored
 [ "${LOG_FORMAT:-text}" != json ] || format=json
 echo "Starting http://127.0.0.1:$port (Ctrl-C stops it)"
-"$bin/ops-pipeline" daemon --workspace workspace.yaml --log-level warning &
+# Each in a session of its own: Ctrl-C would end their code servers before them, and ticks under way would fail.
+setsid "$bin/ops-pipeline" daemon --workspace workspace.yaml --log-level warning &
 daemon=$!
-"$bin/dagster-webserver" --workspace workspace.yaml --host 127.0.0.1 --port "$port" --log-level warning \
+setsid "$bin/dagster-webserver" --workspace workspace.yaml --host 127.0.0.1 --port "$port" --log-level warning \
     --dagster-log-level warning --log-format "$format" &
 web=$!
 workers=()
@@ -25,16 +26,16 @@ for number in $(seq "${CELERY_WORKERS:-0}"); do
     workers+=($!)
 done
 
-# Background processes of a script ignore Ctrl-C: each is told to end, and what they started ends with them.
+# Each is told to end, and what they started ends with them.
 stop() {
-    trap '' INT TERM
+    trap '' INT TERM HUP
     kill -TERM "$daemon" "$web" 2>/dev/null || true
     # SIGTERM would let them wait for the end of their runs, which may be an hour.
     [ ${#workers[@]} -eq 0 ] || kill -QUIT "${workers[@]}" 2>/dev/null || true
     wait
     exit "$1"
 }
-trap 'stop 0' INT TERM
+trap 'stop 0' INT TERM HUP
 # When one of the two dies by itself, the other alone would look alive and do half of the work.
 wait -n "$daemon" "$web" || true
 echo "One of web server and daemon ended: stopping." >&2

@@ -24,7 +24,7 @@ from ops_pipeline.archives.manifest import Manifest, Part, folder_of, write_mani
 from ops_pipeline.archives.store import Store, Written, writing_file
 
 COMPRESSION = "zstd"
-COMPRESSION_LEVEL = 6
+COMPRESSION_LEVEL = 3
 
 
 @dataclass

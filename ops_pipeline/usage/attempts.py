@@ -11,12 +11,12 @@ from datetime import datetime
 
 from sqlalchemy import Engine, delete, select, update
 
-from ops_pipeline.database.engine import database_now, reading, writing
+from ops_pipeline.database.engine import database_now, reading, rewriting, writing
 from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.database.replace import upsert
 from ops_pipeline.usage.hours import Window
 from ops_pipeline.usage.statements import hours_within
-from ops_pipeline.usage.tables import usage_hour_attempts
+from ops_pipeline.usage.tables import usage_hour_attempts, usage_hours
 
 LONGEST_ERROR = 1000
 
@@ -31,7 +31,8 @@ def attempted(engine: Engine, hours: Sequence[datetime]) -> set[datetime]:
 
 def begin_attempt(engine: Engine, window: Window) -> None:
     """Count an attempt at each hour, in a transaction of its own."""
-    with writing(engine) as connection:
+    # In turn with those who aggregate: they take attempts back, and met each other here five times in a row.
+    with rewriting(engine, usage_hours) as connection:
         now = database_now(connection)
         rows = [{"hour": hour, "attempts": 1, "attempted_at": now} for hour in window]
         upsert(connection, usage_hour_attempts, rows, added=("attempts",))
@@ -51,7 +52,7 @@ def record_failures(engine: Engine, errors: Mapping[datetime, str]) -> None:
     if not errors:
         return
     attempts = usage_hour_attempts
-    with writing(engine) as connection:
+    with rewriting(engine, usage_hours) as connection:
         for hour, error in errors.items():
             reason = update(attempts).where(attempts.c.hour == hour).values(error=error[:LONGEST_ERROR])
             connection.execute(reason)

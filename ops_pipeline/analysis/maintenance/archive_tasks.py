@@ -26,7 +26,7 @@ from ops_pipeline.reconcile import Change, Outcome
 
 NAME = "old_tasks"
 KIND = "analysis_tasks"
-FIRST_PAGE, SMALLEST_PAGE, LARGEST_PAGE = 250, 10, 2_000
+FIRST_PAGE, SMALLEST_PAGE, LARGEST_PAGE = 250, 10, 4_000
 """Trees. What is archived of a page is kept in memory until it is deleted: pages shrink when trees have many rows."""
 ROWS_PER_PAGE = 20_000
 ARCHIVE = "archive and delete"
