@@ -216,7 +216,9 @@ def _settle_folder(path: str) -> None:
 
 
 def _discard(store: Store, file: Any, path: str) -> None:
-    # Not every store of fsspec can discard a file that it has begun; a complete one is known by its manifest.
+    # Called while the error of the write itself is on its way, which must not be replaced. A file may never have been
+    # made (OSError), and not every store of fsspec can discard one (the others): without a manifest, what stays is no
+    # archive.
     with suppress(OSError, NotImplementedError, AttributeError):
         if is_local(store):
             file.close()

@@ -89,7 +89,8 @@ def _repeat(instance: DagsterInstance, asset: AssetKey, partitions: set[str], go
 
 
 def _delete(instance: DagsterInstance, run_id: str) -> None:
-    # Compute logs first: without their run nobody would find them again. Some managers of logs offer no deletion.
+    # Compute logs first: without their run nobody would find them again. A run that wrote none has no folder
+    # (FileNotFoundError), and some managers of logs offer no deletion (NotImplementedError): the run goes all the same.
     with contextlib.suppress(FileNotFoundError, NotImplementedError):
         instance.compute_log_manager.delete_logs(prefix=[run_id])
     instance.delete_run(run_id)
