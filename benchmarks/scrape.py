@@ -1,7 +1,8 @@
 """The benchmark of a scrape: `python -m benchmarks.scrape`; results are in RESULTS.md.
 
-A million calls, outcomes of jobs and finished tasks each; what is promised is a scrape in 200 ms. The floor is the
-round trips alone: as many empty statements as a scrape sends. A missed target is printed, and is no failure.
+A million calls, outcomes of jobs and finished tasks each; what is promised is a scrape in 200 ms, the first one too:
+the server has counted the history by then. The floor is the round trips alone: as many empty statements as a scrape
+sends. A missed target is printed, and is no failure.
 
 What belongs here: arguments, filling, and the order of measurements.
 """
@@ -24,7 +25,7 @@ from benchmarks.report import machine
 from benchmarks.usage_data import load
 from ops_pipeline.database.engine import reading, writing
 from ops_pipeline.defs.watching import measurers, repository_of_deployment
-from ops_pipeline.operations.exposition import MeasureCollector
+from ops_pipeline.operations.exposition import MeasureCollector, look_ahead
 from ops_pipeline.settings import load_settings
 
 LONGEST_SECONDS = 0.2
@@ -54,16 +55,19 @@ def main(*, rows: int, which: str, rounds: int) -> None:
             print(f"{which}: filling {rows:,} rows a table", file=sys.stderr, flush=True)
             load(one, rows, 30)
             fill(one.engine, which, rows)
-            scrape = scraper(one.engine)
+            collector = collector_of(one.engine)
+            ahead = seconds(lambda: look_ahead(collector).join())
+            scrape = scraper(collector)
             first = seconds(scrape)
             statements = counted(one.engine, scrape)
             scrapes = sorted(seconds(scrape) for _ in range(rounds))
             floors = sorted(seconds(lambda: empty(one.engine, statements)) for _ in range(rounds))
     middle, floor = statistics.median(scrapes), statistics.median(floors)
     print(f"\n{which}, {where['cores']} cores of {where['cpu']}, {where['date']}; {rows:,} rows a table")
+    print(f"at the start of the server, before any scrape: {ahead * 1000:.0f} ms")
     print(f"first scrape {first * 1000:.0f} ms, then {middle * 1000:.0f} ms (at most {scrapes[-1] * 1000:.0f} ms)")
     print(f"{statements} statements; {middle / floor:.1f} x the floor of {floor * 1000:.1f} ms")
-    print("ok" if scrapes[-1] < LONGEST_SECONDS else f"missed: {LONGEST_SECONDS * 1000:.0f} ms", flush=True)
+    print("ok" if max(first, scrapes[-1]) < LONGEST_SECONDS else f"missed: {LONGEST_SECONDS * 1000:.0f} ms", flush=True)
 
 
 def fill(engine: Engine, which: str, rows: int) -> None:
@@ -89,11 +93,15 @@ def fill(engine: Engine, which: str, rows: int) -> None:
         connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("ANALYZE"))
 
 
-def scraper(engine: Engine) -> Callable[[], object]:
+def collector_of(engine: Engine) -> MeasureCollector:
+    """What the server asks."""
+    return MeasureCollector(engine, measurers(load_settings(), repository_of_deployment()))
+
+
+def scraper(collector: MeasureCollector) -> Callable[[], object]:
     """What the server does for one scrape."""
-    asked = measurers(load_settings(), repository_of_deployment())
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(MeasureCollector(engine, asked))
+    registry.register(collector)
     return lambda: generate_latest(registry)
 
 

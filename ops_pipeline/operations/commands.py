@@ -101,7 +101,12 @@ def metrics(host: str, port: int) -> None:
         readiness,
         repository_of_deployment,
     )
-    from ops_pipeline.operations.exposition import MeasureCollector, application, server_for  # noqa: PLC0415
+    from ops_pipeline.operations.exposition import (  # noqa: PLC0415
+        MeasureCollector,
+        application,
+        look_ahead,
+        server_for,
+    )
 
     settings = _settings()
     _require_home(settings.dagster_home.absolute())
@@ -118,6 +123,7 @@ def metrics(host: str, port: int) -> None:
             ) from error
         click.echo(f"Serving http://{host}:{server.server_port}/metrics, /livez, /readyz and /health (Ctrl-C stops it)")
         signal.signal(signal.SIGTERM, _interrupt)
+        look_ahead(collector)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -5,6 +5,7 @@ What belongs here: SELECTs over `job_outcomes` that stay short when it has a mil
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
@@ -31,20 +32,32 @@ class OutcomeTotals:
         self._jobs = set(jobs)
         self._settled_until: datetime | None = None
         self._settled: Counter[tuple[str, ...]] = Counter()
+        self._one_at_a_time = threading.Lock()
 
     def read(self, connection: Connection, now: datetime) -> Counter[tuple[str, ...]]:
         """Totals by (`outcome`, job, status) and by (`objects`, job, kind)."""
-        until = now - SETTLED_AFTER
-        self._settled += self._totals(connection, self._settled_until, until)
-        self._settled_until = until
-        self._jobs |= {key[1] for key in self._settled}
-        return self._settled + self._totals(connection, until, None)
+        # Two servers of Prometheus scrape at the same moment: both would add what has settled since the last scrape.
+        with self._one_at_a_time:
+            until = self._settle(connection, now - SETTLED_AFTER)
+            jobs, settled = set(self._jobs), Counter(self._settled)
+        return settled + self._totals(connection, jobs, until, None)
+
+    def _settle(self, connection: Connection, until: datetime) -> datetime:
+        """Count what has settled by then, and keep it; returns until when all is counted.
+
+        Whoever waited for another scrape may come with an older time than that one.
+        """
+        if self._settled_until is None or until > self._settled_until:
+            self._settled += self._totals(connection, self._jobs, self._settled_until, until)
+            self._settled_until = until
+            self._jobs |= {key[1] for key in self._settled}
+        return self._settled_until
 
     def _totals(
-        self, connection: Connection, after: datetime | None, until: datetime | None
+        self, connection: Connection, jobs: Collection[str], after: datetime | None, until: datetime | None
     ) -> Counter[tuple[str, ...]]:
         totals: Counter[tuple[str, ...]] = Counter()
-        for row in connection.execute(totals_query(self._jobs, after, until)):
+        for row in connection.execute(totals_query(jobs, after, until)):
             totals["outcome", row.job, row.status] += row.runs
             for kind in KINDS:
                 totals["objects", row.job, kind] += int(row._mapping[kind])
