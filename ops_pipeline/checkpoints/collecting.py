@@ -20,8 +20,9 @@ from ops_pipeline.checkpoints.groups import (
     Shelf,
 )
 from ops_pipeline.checkpoints.ids import EARLIEST_UUID6, FARTHEST_UUID6, UUID_LENGTH, VERSION_6, first_uuid6
-from ops_pipeline.checkpoints.layouts import CHECKPOINT, DOCUMENT, WRITE, Reader, thread_of
+from ops_pipeline.checkpoints.layouts import CHECKPOINT, DOCUMENT, WRITE, Reader
 from ops_pipeline.checkpoints.spellings import SPELLINGS, Spelling
+from ops_pipeline.checkpoints.turns import Turns
 
 LARGEST_PASS = 74 * 1_048_576
 """Bytes kept at a time, about. With more, the groups are halved by a hash, and scanned in as many passes."""
@@ -67,27 +68,29 @@ class Groups:
         self._first_young = FARTHEST_UUID6 if everything else first_uuid6(grace_from)
         self._young_from = {one: one.farthest if everything else one.first(grace_from) for one in SPELLINGS}
         self._wanted, self._largest, self._names = wanted, largest, names
-        self._turn, self._turns = (0, 1), [(0, 1)]
-        self.passes = 0
+        self._turns, self.passes = Turns(), 0
         self.next_pass()
 
     def _begin(self) -> None:
+        self._forget()
+        self.unknown: list[bytes] = []
+        self.unknown_count = self.foreign = self.scanned = 0
+        self._room = self._largest
+        self.others = False
+
+    def _forget(self) -> None:
         self.found: dict[bytes, Group] = {}
         self.documents: list[tuple[bytes, bytes]] = []
         # By what stands before the id: of whole keys that end in one, and of writes.
         self._ending: dict[bytes, Shelf] = {}
         self._hanging: dict[bytes, Shelf] = {}
         self._spelled: dict[bytes, Shelf] = {}
-        self.unknown: list[bytes] = []
-        self.unknown_count = self.foreign = self.scanned = self._kept = 0
-        self._room = self._largest
-        self.others = False
+        self._kept = 0
 
     def next_pass(self) -> bool:
         """Go on with groups that had no place in memory so far; False when every group had its turn."""
-        if not self._turns:
+        if not self._turns.begin():
             return False
-        self._turn = self._turns.pop()
         self.passes += 1
         self._begin()
         return True
@@ -254,7 +257,7 @@ class Groups:
 
     def _add_document(self, name: bytes, key: bytes) -> None:
         """Keep what only its value can tell the thread of: its group's name, or that before the last colon."""
-        if self._is_mine(name) or self._is_mine(name.rpartition(b":")[0]):
+        if any([self._is_mine(name), self._is_mine(name.rpartition(b":")[0])]):
             self.documents.append((name, key))
             self._kept += KEY_BYTES
         else:
@@ -306,20 +309,19 @@ class Groups:
 
     def _is_mine(self, name: bytes) -> bool:
         """Whether a group belongs to this pass; all groups of a thread do, or none."""
-        if self._wanted is not None and not self._wanted(name):
-            return False
-        remainder, divisor = self._turn
-        return divisor == 1 or hash(thread_of(name)) % divisor == remainder
+        return (self._wanted is None or self._wanted(name)) and self._turns.have(name)
 
     def _begun(self, name: bytes) -> Group | None:
         """A group just met; None for one of another pass."""
-        if (self._turn[1] > 1 or self._wanted is not None) and not self._is_mine(name):
+        if (self._turns.is_parted or self._wanted is not None) and not self._is_mine(name):
             return None
         group = self.found[name] = Group()
         self._kept += GROUP_BYTES
         return group
 
     def _make_room(self) -> None:
+        if self._turns.is_void:
+            self._forget()
         while self._kept > self._room:
             if not self._halve():
                 # What cannot be parted stays; whether it still cannot be is not looked at with every page.
@@ -330,12 +332,8 @@ class Groups:
     def _halve(self) -> bool:
         """Leave half of the groups to a later pass; what is kept was seen from the beginning of this one."""
         names = [*self.found, *(one for name, _ in self.documents for one in (name, name.rpartition(b":")[0]))]
-        if len({hash(thread_of(name)) for name in names if self._is_mine(name)}) < 2:
+        if not self._turns.halve(name for name in names if self._is_mine(name)):
             return False
-        # What is k modulo n is either k or k + n modulo 2n.
-        remainder, divisor = self._turn
-        self._turn = (remainder, 2 * divisor)
-        self._turns.append((remainder + divisor, 2 * divisor))
         for name in [name for name in self.found if not self._is_mine(name)]:
             left = self.found.pop(name)
             self.others = self.others or left.checkpoints > 0

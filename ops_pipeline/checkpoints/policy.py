@@ -180,7 +180,7 @@ def threads_of(found: Mapping[bytes, Group]) -> dict[bytes, list[bytes]]:
     for name, group in found.items():
         thread = thread_of(name)
         if thread != name and not name.endswith((EMPTY_NAMESPACE, b":")):
-            rooted = thread + EMPTY_NAMESPACE in found or thread + b":" in found or name[:1] == b"$"
+            rooted = thread + EMPTY_NAMESPACE in found or thread + b":" in found or name.startswith(thread + b"$")
             thread = thread if rooted else name
         if thread == name and (group.timeless or group.hanging):
             thread = _root_of(name, group, found) or name

@@ -177,6 +177,14 @@ def test_only_wanted_groups_are_kept() -> None:
 
 # Any order
 
+ALIKE = [b"T:call:" + uuid4() for _ in range(9)]
+
+
+def timed(thread: bytes) -> list[bytes]:
+    """A thread of the documented layout, whose name has no namespace."""
+    return [plain(thread, uuid6(NOW - 3 * DAY)), plain(thread, ulid(NOW - 3 * DAY)), plain(thread, b"state")]
+
+
 threads = st.sampled_from([b"T", b"user:1", b"user:2", b"$x", b"a:b:c", b"\xff\x00", b"U" * 200])
 
 
@@ -192,7 +200,9 @@ def stores(draw: st.DrawFn, most: int = 8) -> list[bytes]:
             keys += [shallow(thread), registry(thread)]
         if draw(st.booleans()):
             keys += [write(thread, uuid6(NOW - 9 * DAY), index=INTERRUPT), blob(thread, b"messages")]
-    return keys
+    # They may be threads with such ids, or namespaces of T, which may have a root.
+    keys += [key for name in ALIKE[: draw(st.sampled_from([0, 1, 9]))] for key in timed(name)]
+    return draw(st.permutations(keys)) if draw(st.booleans()) else keys
 
 
 @given(stores(), st.data())
@@ -235,18 +245,20 @@ def test_every_group_is_whole_in_exactly_one_pass_and_a_thread_in_the_same(
         assert (one.scanned, one.foreign, one.unknown_count) == (whole.scanned, whole.foreign, whole.unknown_count)
     for thread in (b"T", b"user:1", b"user:2", b"$x", b"a:b:c"):
         namespaces = {thread + b":" + namespace for namespace in (EMPTY, b"", INNER)}
+        if thread == b"T" and namespaces & {b"T:", b"T:__empty__"} & set(whole.found):
+            namespaces |= {b"T", *ALIKE}
         assert len({number for number, one in enumerate(passes) if namespaces & set(one.found)}) <= 1
 
 
-def timed(thread: bytes) -> list[bytes]:
-    """A thread of the documented layout, whose name has no namespace."""
-    return [plain(thread, uuid6(NOW - 3 * DAY)), plain(thread, ulid(NOW - 3 * DAY)), plain(thread, b"state")]
-
-
-@pytest.mark.parametrize("form", [b"thread-%d", b"user:%d", b"tenant:7:user:%d", b"$%d"])
+@pytest.mark.parametrize("form", [b"thread-%d", b"user:%d", b"tenant:7:user:%d", b"$%d", b"app:user:%032d"])
 @pytest.mark.parametrize("make", [lambda thread: thread_keys(thread, [3 * DAY]), timed], ids=["saver", "plain"])
 def test_no_more_memory_is_taken_than_allowed_and_a_page(form: bytes, make: Callable[[bytes], list[bytes]]) -> None:
-    """Threads were parted by what stands before the first colon: all of `user:1`, `user:2`, … stayed in memory."""
+    """Threads were parted by what stands before the first colon: all of `user:1`, `user:2`, … stayed in memory.
+
+    So did all that look like namespaces of a thread `app`, which is not there: `app:user:<uuid>`.
+    """
+    if b"%032d" in form:
+        form = form.replace(b"%032d", b"12345678-1234-4234-8234-%012d")
     keys = [key for number in range(400) for key in make(form % number)]
     pages = split(keys, [20] * (len(keys) // 20))
     largest = 40_000
@@ -265,6 +277,29 @@ def test_no_more_memory_is_taken_than_allowed_and_a_page(form: bytes, make: Call
     ending = b":__empty__" if make is not timed else b""
     assert names == dict.fromkeys((form % number + ending for number in range(400)), 1)
     assert 5 <= groups.passes <= 100
+
+
+@pytest.mark.parametrize("place", [0, 300, -1])
+def test_namespaces_are_one_thread_however_late_its_root_shows(place: int) -> None:
+    """Parted by their names, each half of them would look like threads that nobody uses."""
+    keys = [key for number in range(300) for key in timed(b"T:call:12345678-1234-4234-8234-%012d" % number)[:2]]
+    keys += [key for number in range(200) for key in timed(b"other-%d" % number)[:2]]
+    keys.insert(place, checkpoint(b"T", uuid6(NOW - HOUR)))
+    passes = all_passes(split(keys, [50] * 20), largest=40_000)
+    (home,) = [one for one in passes if b"T:__empty__" in one.found]
+    assert sum(name.startswith(b"T:") for name in home.found) == len(home.found) == 301
+    assert Counter(name for one in passes for name in one.found if name.startswith(b"other-")) == dict.fromkeys(
+        (b"other-%d" % number for number in range(200)), 1
+    )
+    assert len(passes) < 15, "the others were put off by halves, again and again"
+
+
+def test_when_all_keys_look_like_namespaces_no_pass_is_for_the_others() -> None:
+    keys = [key for number in range(300) for key in timed(b"T:call:12345678-1234-4234-8234-%012d" % number)[:2]]
+    pages = split(keys, [50] * 20)
+    assert all(one.found for one in all_passes(pages, largest=40_000))
+    passes = all_passes([*pages, [plain(b"last", uuid6(NOW - 3 * DAY))]], largest=40_000)
+    assert [set(one.found) for one in passes].count({b"last"}) == 1
 
 
 @pytest.mark.parametrize("names", [False, True])
