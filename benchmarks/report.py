@@ -79,12 +79,14 @@ def against(
 ) -> Measure:
     """A time as a ratio to the floor, which must stay within `limit`."""
     middle = typical(readings)
-    ratio, by_cpu = middle.seconds / floor.seconds, middle.cpu_seconds / floor.cpu_seconds
+    ratio = middle.seconds / floor.seconds
+    # A floor of less than a tick has no processor time.
+    by_cpu = middle.cpu_seconds / floor.cpu_seconds if floor.cpu_seconds else None
     return Measure(
         name,
         middle.seconds,
         calls,
-        f"{ratio:.2f} x floor ({by_cpu:.2f} by CPU)",
+        f"{ratio:.2f} x floor" + (f" ({by_cpu:.2f} by CPU)" if by_cpu else ""),
         f"<= {limit:g} x floor" if limit else "",
         ratio <= limit if limit else None,
         {"readings": [asdict(one) for one in readings], "ratio": ratio, "ratio_by_cpu": by_cpu, **details},

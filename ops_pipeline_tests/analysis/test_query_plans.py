@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, insert
+from sqlalchemy import Engine, event, insert, select
 
 from ops_pipeline.analysis.leases import heartbeat
 from ops_pipeline.analysis.recovery.due import count_due
@@ -16,6 +16,7 @@ from ops_pipeline.analysis.states import succeeded
 from ops_pipeline.analysis.tables import analysis_tasks
 from ops_pipeline.analysis.worker.wanted import look
 from ops_pipeline.database.engine import connect, database_now, reading, writing
+from ops_pipeline.database.expressions import is_any_of
 from ops_pipeline.database.migrate import migrate
 from ops_pipeline_tests.analysis.queueing import NOON, POLICY, end, take
 from ops_pipeline_tests.servers import PostgresServer
@@ -109,3 +110,15 @@ def test_heartbeats_looks_for_work_and_recovery_leave_history_alone(history: Eng
         assert sum(count_due(history, POLICY).values()) == 0
 
     assert_history_is_left_alone(plans_of(history, heartbeats_and_looks))
+
+
+def test_many_texts_are_looked_up_one_by_one(history: Engine) -> None:
+    """Maintenance read the whole table for each page of 16,000 tasks: the planner had counted them."""
+    names = [f"old-{number}" for number in range(1, 100_000, 6)]
+
+    def look_up() -> None:
+        with reading(history) as connection:
+            found = connection.execute(select(analysis_tasks).where(is_any_of(analysis_tasks.c.id, names))).all()
+            assert len(found) == len(names)
+
+    assert_history_is_left_alone(plans_of(history, look_up))

@@ -1,17 +1,22 @@
 """The pass over old tasks: pages of whole trees are archived, then deleted, the oldest first, as long as time is left.
 
+While a server deletes a page, the next one is read and archived: each page is archived before it is deleted, and no
+tree is in two of them.
+
 What belongs here: the sequence. The rule is in `old_trees`, SQL in `tree_store`, archives in `tree_archive`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from ops_pipeline.analysis.maintenance import tree_store as store
@@ -26,7 +31,7 @@ from ops_pipeline.reconcile import Change, Outcome
 
 NAME = "old_tasks"
 KIND = "analysis_tasks"
-FIRST_PAGE, SMALLEST_PAGE, LARGEST_PAGE = 250, 10, 4_000
+FIRST_PAGE, SMALLEST_PAGE, LARGEST_PAGE = 250, 10, 3_000
 """Trees. What is archived of a page is kept in memory until it is deleted: pages shrink when trees have many rows."""
 ROWS_PER_PAGE = 20_000
 ARCHIVE = "archive and delete"
@@ -108,16 +113,59 @@ def _run(lab: Lab, retention: timedelta, options: Options) -> Report:
 
 
 def _walk(sweep: Sweep, archive: Archive | None) -> None:
-    """Decide about page after page, and archive and delete each before the next one is read."""
+    """Decide about page after page, and archive each before it is deleted."""
     after: store.Key | None = store.Key()
-    while after is not None:
-        after = _page(sweep, archive, store.read_page, after)
+    with _behind(sweep.lab.engine) as behind:
+        while after is not None:
+            after = _page(sweep, archive, behind, store.read_page, after)
     abandoned: str | None = "" if not sweep.done.stopped else None
-    while abandoned is not None:
-        abandoned = _page(sweep, archive, store.read_abandoned, abandoned)
+    with _behind(sweep.lab.engine) as behind:
+        while abandoned is not None:
+            abandoned = _page(sweep, archive, behind, store.read_abandoned, abandoned)
 
 
-def _page(sweep: Sweep, archive: Archive | None, read: Callable[..., tuple[list[Tree], Any]], after: Any) -> Any:
+@dataclass
+class _Behind:
+    """What deletes one page while the next one is archived; without threads it deletes at once."""
+
+    threads: ThreadPoolExecutor | None
+    _last: Future[None] | None = None
+
+    def follow(self, delete: Delete) -> None:
+        """Delete a page once the last one is gone; raises what went wrong with the last one."""
+        self.settle()
+        if self.threads is None:
+            delete()
+        else:
+            self._last = self.threads.submit(delete)
+
+    def settle(self) -> None:
+        """Wait until nothing is being deleted; raises what went wrong."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+
+@contextmanager
+def _behind(engine: Engine) -> Generator[_Behind, None, None]:
+    if engine.dialect.name != "postgresql":
+        # SQLite works within this process, and a snapshot beside the deletion would only let its log grow.
+        yield _Behind(None)
+        return
+    # Leaving waits for the deletion, whatever happened to the next page.
+    with ThreadPoolExecutor(1, "deletes old tasks") as threads:
+        behind = _Behind(threads)
+        yield behind
+        behind.settle()
+
+
+def _page(
+    sweep: Sweep,
+    archive: Archive | None,
+    behind: _Behind,
+    read: Callable[..., tuple[list[Tree], Any]],
+    after: Any,
+) -> Any:
     done = sweep.done
     if sweep.deadline.passed:
         done.stopped = True
@@ -133,7 +181,7 @@ def _page(sweep: Sweep, archive: Archive | None, read: Callable[..., tuple[list[
         delete = archive(connection, decisions.going) if archive and decisions.going else None
     _count(done, decisions, sweep.now)
     if delete is not None:
-        delete()
+        behind.follow(delete)
     return following
 
 

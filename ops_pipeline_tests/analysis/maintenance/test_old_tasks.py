@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -590,6 +591,70 @@ def test_whole_pages_go_whatever_their_size(scene: Scene, monkeypatch: pytest.Mo
     assert len(report.facts["archives"]) > 2
     restored(scene)
     assert everything(scene) == before
+
+
+def test_what_dies_while_it_deletes_one_page_and_has_archived_the_next_loses_neither(
+    postgres_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a server a page is deleted while the next one is archived: a dead run leaves two archives."""
+    scene = Scene(postgres_engine, tmp_path)
+    for name in ("FIRST_PAGE", "SMALLEST_PAGE", "LARGEST_PAGE"):
+        monkeypatch.setattr(module, name, 2)
+    for _ in range(8):
+        tree(scene)
+    before, paths = everything(scene), folders(scene)
+
+    def states() -> list[str]:
+        return [row["state"] for row in scene.rows(archives)]
+
+    def killed_behind(*_: Any) -> None:
+        wait_until(lambda: states() == ["written", "written"], 30, "the next page to be archived")
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tree_archive, "delete_archived", killed_behind)
+        with pytest.raises(Killed):
+            sweep(scene)
+    assert states() == ["written", "written"]
+    assert everything(scene) == before
+    report = sweep(scene)
+    assert (report.status, report.facts["finished_archives_of_dead_runs"]) == ("success", 2)
+    assert [len(rows) for rows in everything(scene).values()] == [0, 0, 0]
+    assert sum(manifest.rows["analysis_tasks"] for manifest in archived(scene)) == 24
+    restored(scene)
+    assert everything(scene) == before
+    assert folders(scene) == paths
+
+
+def test_a_page_is_deleted_to_its_end_when_the_next_one_cannot_be_archived(
+    postgres_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(postgres_engine, tmp_path)
+    for name in ("FIRST_PAGE", "SMALLEST_PAGE", "LARGEST_PAGE"):
+        monkeypatch.setattr(module, name, 2)
+    for _ in range(4):
+        task(scene)
+    real, failing = tree_archive.fill, threading.Event()
+
+    def full(*arguments: Any) -> Any:
+        if len(scene.rows(archives)) > 1:
+            failing.set()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments)
+
+    def slow(*arguments: Any) -> Any:
+        assert failing.wait(30)
+        return deleting(*arguments)
+
+    deleting = tree_archive.delete_archived
+    with monkeypatch.context() as patch:
+        patch.setattr(tree_archive, "fill", full)
+        patch.setattr(tree_archive, "delete_archived", slow)
+        report = sweep(scene)
+    assert os.strerror(errno.ENOSPC) in report.error
+    assert sorted(row["state"] for row in scene.rows(archives)) == ["done", "given_up"]
+    assert len(scene.rows(analysis_tasks)) == 2
+    assert sweep(scene).outcome.changed == 2
 
 
 KILLED_CHILD = """
