@@ -22,7 +22,7 @@ from typing import Any
 
 import redis
 
-from ops_pipeline.checkpoints.ids import GREGORIAN_OFFSET
+from ops_pipeline.checkpoints.ids import GREGORIAN_OFFSET, UUID_LENGTH, uuid6_seconds
 from ops_pipeline.checkpoints.policy import DAY
 
 THREADS = 400
@@ -38,7 +38,7 @@ INTERRUPT = -3
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 UNTOUCHED = "redis.call('RESTORE', KEYS[1], 0, redis.call('DUMP', KEYS[1]), 'REPLACE', 'IDLETIME', ARGV[1])"
-"""Makes a key look as if nobody had touched it for so many seconds: blobs that somebody reads stay."""
+"""Makes a key look as if nobody had touched it for so many seconds: threads that somebody reads stay."""
 
 ASSISTANTS = {
     "on-call": (
@@ -164,8 +164,9 @@ def fill(url: str, *, seed: int = 1, now: float, threads: int = THREADS) -> int:
         for key, value in entries(seed, now, threads):
             if isinstance(value, str):
                 pipeline.set(key, value)
-                if key.startswith("checkpoint_blob:"):
-                    pipeline.eval(UNTOUCHED, 1, key, max(0, int(now - json.loads(value)["written_at"])))
+                blob = key.startswith("checkpoint_blob:")
+                touched = json.loads(value)["written_at"] if blob else uuid6_seconds(key[-UUID_LENGTH:].encode()) or now
+                pipeline.eval(UNTOUCHED, 1, key, max(0, int(now - touched)))
             elif isinstance(value, dict):
                 pipeline.hset(key, mapping=dict(value))
             else:

@@ -15,14 +15,18 @@ import hiredis
 import redis
 
 UNLESS_TOUCHED = """
-local answers, key, arg, quiet = {}, 0, 2, tonumber(ARGV[1])
+local answers, key, arg, quiet, unused = {}, 0, 3, tonumber(ARGV[1]), tonumber(ARGV[2])
 while arg <= #ARGV do
   local pointers, blobs = tonumber(ARGV[arg]), tonumber(ARGV[arg + 1])
   local count, moment = tonumber(ARGV[arg + 2]), ARGV[arg + 3]
   local answer = 0
   for i = 1, pointers do
-    local value = redis.pcall('GET', KEYS[key + i])
-    if (type(value) == 'string' and value or '') ~= ARGV[arg + 3 + i] then answer = -1 end
+    local value, expected = redis.pcall('GET', KEYS[key + i]), ARGV[arg + 3 + i]
+    if (type(value) == 'string' and value or '') ~= expected then answer = -1 end
+    if answer == 0 and unused > 0 and expected ~= '' then
+      local idle = redis.pcall('OBJECT', 'IDLETIME', expected)
+      if type(idle) == 'number' and idle < unused then answer = -4 end
+    end
   end
   for i = pointers + 1, pointers + blobs do
     local idle = redis.pcall('OBJECT', 'IDLETIME', KEYS[key + i])
@@ -40,14 +44,29 @@ while arg <= #ARGV do
 end
 return answers
 """
-"""Threads one after another, each by itself: its pointers must be what they were, and nobody may have read or written
-its blobs for so many seconds. What expires already keeps its moment: every sweep would put it off.
+"""Threads one after another, each by itself: its pointers must be what they were; nobody may have read what they name
+for some minutes (a run that answers an interrupt has, and shows no other sign before its first new checkpoint), or read
+or written its blobs for a longer while. What expires already keeps its moment: every sweep would put it off.
 """
-MOVED, IN_USE, UNTOLD = -1, -2, -3
+MOVED, BLOBS_IN_USE, UNTOLD, READ = -1, -2, -3, -4
 SCRIPT_KEYS = 2_000
 """Of one thread in one step; Lua hands at most 8,000 to a command, and these take Redis two milliseconds."""
 AHEAD = 2
 """So many commands are under way at a time: Redis works while the next one is put together."""
+
+
+@dataclass(frozen=True)
+class Untouched:
+    """For how many seconds nobody may have touched what goes.
+
+    Attributes:
+        blobs: read or written blobs.
+        newest: read the checkpoint that a pointer names; 0 for no look at reads. The script passes over this where
+            Redis does not tell (`lfu`), and in clusters, where it lies in another slot.
+    """
+
+    blobs: float
+    newest: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,15 +88,15 @@ class Guarded:
     moment: str = ""
 
 
-def command_of(threads: Iterable[Guarded], quiet: float) -> list[Any]:
+def command_of(threads: Iterable[Guarded], untouched: Untouched) -> list[Any]:
     """The command that removes these threads; it answers with the number of keys of each, or with why none went.
 
     Args:
         threads: in the order of the answers.
-        quiet: seconds for which nobody may have touched blobs.
+        untouched: for how long nobody may have touched them.
     """
     keys: list[bytes] = []
-    arguments: list[Any] = [int(quiet)]
+    arguments: list[Any] = [int(untouched.blobs), int(untouched.newest)]
     for one in threads:
         before = len(keys)
         keys += one.pointers

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import redis
 
 from ops_pipeline.checkpoints.connection import Store
-from ops_pipeline.checkpoints.guards import IN_USE, UNTOLD
+from ops_pipeline.checkpoints.guards import BLOBS_IN_USE, UNTOLD
 from ops_pipeline.checkpoints.layouts import EMPTY_NAMESPACE, POINTER_PREFIX, Reader, beginnings
 from ops_pipeline.checkpoints.policy import ERASED, ORPHANS, WHOLE, Verdict
 from ops_pipeline.checkpoints.values import is_delta
@@ -83,7 +83,7 @@ def touched(store: Store, grace: float, blobs: Sequence[bytes]) -> int:
         except redis.ResponseError:
             return UNTOLD
         if idle is not None and int(idle) < grace:
-            return IN_USE
+            return BLOBS_IN_USE
     return 0
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 from ops_pipeline.checkpoints.layouts import Prefixes
 from ops_pipeline.checkpoints.policy import DAY, Policy, glob_of
+from ops_pipeline.checkpoints.removal import IN_USE
 from ops_pipeline.checkpoints.sweep import NO_CHECKPOINT, Options, Swept
 from ops_pipeline.reconcile import Outcome, SafetyLimit, markdown_table
 from ops_pipeline.settings import Settings
 
-HOUR, DAILY_HOURS = 3600.0, 25.0
+MINUTE, HOUR, DAILY_HOURS = 60.0, 3600.0, 25.0
 SMALLEST_POPULATION = 20
 MEGABYTE = 1_048_576
 
@@ -109,6 +110,7 @@ def options_of(settings: Settings, request: Request) -> Options:
         expire_seconds=None if request.expire_hours is None else request.expire_hours * HOUR,
         limit=limit,
         time_budget=settings.checkpoint_time_budget_seconds,
+        unread_seconds=settings.checkpoint_in_use_minutes * MINUTE,
         purge_memory=request.purge_memory,
     )
 
@@ -184,6 +186,12 @@ def warnings_of(swept: Swept, retention: Retention, where: str, prefixes: Prefix
         found.append(
             f"There are writes of {swept.kept[NO_CHECKPOINT]} threads and no checkpoint at all, so that nothing was"
             f" deleted: do checkpoints begin with {prefixes.checkpoint}: (CHECKPOINT_PREFIX)?"
+        )
+    read = swept.kept[IN_USE]
+    if read > sum(swept.removed.values()):
+        found.append(
+            f"{read} idle threads stay because their newest checkpoints were read within CHECKPOINT_IN_USE_MINUTES: has"
+            " this Redis just been restarted, or does a program read them all? Set it to 0 to look at no reads."
         )
     if swept.unscanned:
         found.append(

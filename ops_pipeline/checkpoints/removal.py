@@ -17,7 +17,17 @@ import redis
 
 from ops_pipeline.checkpoints.connection import Store
 from ops_pipeline.checkpoints.expiry import remember
-from ops_pipeline.checkpoints.guards import IN_USE, MOVED, SCRIPT_KEYS, UNTOLD, Guarded, Line, command_of
+from ops_pipeline.checkpoints.guards import (
+    BLOBS_IN_USE,
+    MOVED,
+    READ,
+    SCRIPT_KEYS,
+    UNTOLD,
+    Guarded,
+    Line,
+    Untouched,
+    command_of,
+)
 from ops_pipeline.checkpoints.layouts import DOCUMENT, POINTER, Reader
 from ops_pipeline.checkpoints.looks import UNREADABLE, may_have_root, spared_by, targets_of, touched, trimmable
 from ops_pipeline.checkpoints.lots import BATCH_KEYS, order_of
@@ -25,7 +35,8 @@ from ops_pipeline.checkpoints.policy import ERASED, TRIMMED, WHOLE, Verdict
 from ops_pipeline.checkpoints.values import ages_of
 
 ATTEMPTS = 2
-SPARED = {MOVED: "came alive", IN_USE: "blobs in use", UNTOLD: "age of blobs unknown"}
+IN_USE = "in use"
+SPARED = {MOVED: "came alive", BLOBS_IN_USE: "blobs in use", UNTOLD: "age of blobs unknown", READ: IN_USE}
 
 
 @dataclass
@@ -47,18 +58,18 @@ class Remover:
     """Takes verdicts, and carries them out some hundred keys at a time."""
 
     def __init__(
-        self, store: Store, read: Reader, *, grace: float, expire_at: float | None = None, jitter: float = 0.0
+        self, store: Store, read: Reader, *, untouched: Untouched, expire_at: float | None = None, jitter: float = 0.0
     ) -> None:
         """Prepare.
 
         Args:
             store: the Redis.
             read: tells the parts of a key.
-            grace: seconds for which nobody may have read or written the blobs of a thread that goes.
+            untouched: for how long nobody may have touched a thread that goes.
             expire_at: Unix time from which on keys expire; None deletes them now.
             jitter: over how many seconds after that expiry is spread, thread by thread.
         """
-        self._store, self._read, self._grace = store, read, grace
+        self._store, self._read, self._untouched = store, read, untouched
         self._expire_at, self._jitter = expire_at, jitter
         self._line = None if store.cluster else Line(store.client)
         self._moments: dict[bytes, int] = {}
@@ -66,7 +77,7 @@ class Remover:
 
     def try_out(self) -> None:
         """Run the script on nothing: whoever lacks the right to is told before anything goes."""
-        self._store.client.execute_command(*command_of((), self._grace))
+        self._store.client.execute_command(*command_of((), self._untouched))
 
     def carry_out(self, verdicts: Sequence[Verdict]) -> None:
         """Carry out a batch; what it did is known for certain only after `finish`."""
@@ -88,7 +99,7 @@ class Remover:
             else:
                 careful.append(verdict)
         if quick and self._line:
-            command = command_of((one for _, one in quick), self._grace)
+            command = command_of((one for _, one in quick), self._untouched)
             self._line.send(command, partial(self._count, [verdict for verdict, _ in quick]))
         if plain:
             self._remove_plain(plain)
@@ -161,7 +172,7 @@ class Remover:
             else:
                 some.append((verdict, one))
         if some:
-            answers = self._store.client.execute_command(*command_of((one for _, one in some), self._grace))
+            answers = self._store.client.execute_command(*command_of((one for _, one in some), self._untouched))
             for (verdict, _), answer in zip(some, answers, strict=True):
                 self._note(verdict, answer)
 
@@ -175,9 +186,11 @@ class Remover:
         Returns:
             0 when it went, its keys counted; else why it did not.
         """
-        refused = touched(self._store, self._grace, one.blobs)
+        refused = touched(self._store, self._untouched.blobs, one.blobs)
         if refused:
             return refused
+        if touched(self._store, self._untouched.newest, [key for key in one.expected if key]) == BLOBS_IN_USE:
+            return READ
         step = 1 if self._store.cluster else SCRIPT_KEYS
         for start in range(0, len(one.pointers), step):
             pointers, expected = one.pointers[start : start + step], one.expected[start : start + step]
@@ -197,7 +210,7 @@ class Remover:
         return 0
 
     def _ask(self, one: Guarded) -> int:
-        (answer,) = self._store.client.execute_command(*command_of([one], self._grace))
+        (answer,) = self._store.client.execute_command(*command_of([one], self._untouched))
         return int(answer)
 
     @staticmethod
@@ -237,7 +250,7 @@ class Remover:
                 timeless = {key for group in verdict.groups for kind, key in group.timeless}
                 first = [key for key in one.keys if key in timeless]
                 now = replace(one, keys=first[:SCRIPT_KEYS])
-                pipeline.execute_command(*command_of([now], self._grace))
+                pipeline.execute_command(*command_of([now], self._untouched))
                 rest.append((verdict, [*first[SCRIPT_KEYS:], *(key for key in one.keys if key not in timeless)]))
             answers = pipeline.execute()
         # Only now: where a document was written meanwhile, all this is done again.

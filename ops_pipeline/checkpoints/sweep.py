@@ -19,6 +19,7 @@ from ops_pipeline.checkpoints.collecting import Groups
 from ops_pipeline.checkpoints.connection import Store, in_words
 from ops_pipeline.checkpoints.expiry import EXPIRING, expiring, take_back
 from ops_pipeline.checkpoints.groups import Group
+from ops_pipeline.checkpoints.guards import Untouched
 from ops_pipeline.checkpoints.layouts import Prefixes, Reader, beginnings, layouts_of, reader_of, shelved_by
 from ops_pipeline.checkpoints.lock import LOCK, only_sweep
 from ops_pipeline.checkpoints.lots import batches, expirable
@@ -111,7 +112,7 @@ class _Sweeper:
         self.remover = Remover(
             self.store,
             self.read,
-            grace=self.policy.grace,
+            untouched=Untouched(self.policy.grace, 0.0 if self.policy.erase else self.options.unread_seconds),
             expire_at=expire_at,
             jitter=self.options.jitter_seconds,
         )

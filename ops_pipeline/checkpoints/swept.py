@@ -23,6 +23,7 @@ class Options:
         limit: how large a share of the threads may go.
         time_budget: seconds after which the sweep stops cleanly.
         largest_pass: how many bytes of keys are kept in memory at a time, about.
+        unread_seconds: idle threads whose newest checkpoint somebody has read since stay; 0 looks at no reads.
         purge_memory: ask Redis to give memory back at the end.
     """
 
@@ -32,6 +33,7 @@ class Options:
     limit: SafetyLimit = field(default_factory=SafetyLimit)
     time_budget: float = 600.0
     largest_pass: int = LARGEST_PASS
+    unread_seconds: float = 0.0
     purge_memory: bool = False
 
 

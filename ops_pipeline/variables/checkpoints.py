@@ -27,14 +27,20 @@ class CheckpointVariables(BaseModel):
     checkpoint_retention_days: float = Field(
         default=30, gt=0, le=36_500, description="Threads whose newest checkpoint is older go as a whole."
     )
-    checkpoint_retention_by_thread: Annotated[
-        dict[str, float], NoDecode, BeforeValidator(days_by_name("user-42-*=7"))
-    ] = Field(default={}, description="Other retentions by pattern of thread ids, as in user-42-*=7,vip-*=365.")
+    checkpoint_retention_by_thread: DaysByThread = Field(
+        default={}, description="Other retentions by pattern of thread ids, as in user-42-*=7,vip-*=365."
+    )
     checkpoint_pinned_threads: TextTuple = Field(
         default=(), description="Threads that never go: ids or patterns, separated by commas."
     )
     checkpoint_grace_hours: float = Field(
         default=24, ge=0, le=8784, description="Keys younger than this never go, orphans included."
+    )
+    checkpoint_in_use_minutes: float = Field(
+        default=10,
+        ge=0,
+        le=1440,
+        description="Idle threads whose newest checkpoint was read within so many minutes stay; 0 looks at no reads.",
     )
     checkpoint_keep_newest: int | None = Field(
         default=None, ge=1, le=1_000_000, description="Of live threads keep so many checkpoints; unset keeps all."

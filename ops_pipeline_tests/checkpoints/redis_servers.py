@@ -359,9 +359,9 @@ def resume_blobs(client: Any, thread: str, seconds: float) -> Loaded:
     return Loaded(identifier)
 
 
-def forget_reads(client: Any, days: float = 40) -> None:
+def forget_reads(client: Any, days: float = 40, prefix: str = "checkpoint_blob:") -> None:
     """Make all blobs look as if nobody had read or written them for so long; `snapshot` reads them too."""
-    for key in keys_under(client, "checkpoint_blob:"):
+    for key in keys_under(client, prefix):
         client.eval(UNTOUCHED, 1, key, int(days * DAY))
 
 

@@ -27,6 +27,7 @@ from ops_pipeline_tests.checkpoints.redis_servers import (
     EMPTY,
     RedisServer,
     cluster_client,
+    forget_reads,
     keys_of,
     load_saver,
     other_id,
@@ -235,6 +236,17 @@ def test_pointers_of_a_cluster_that_moved_keep_their_threads(cluster: list[Redis
     assert (done.removed, done.kept) == ({"whole": 10}, {"came alive": 10})
     assert {thread: load_saver(spread, thread) for thread in news} == news
     assert all(load_saver(spread, f"thread-{number}") is None for number in range(1, 20, 2))
+
+
+def test_threads_of_a_cluster_that_somebody_reads_stay(cluster: list[RedisServer], spread: RedisCluster) -> None:
+    for thread in ("idle", "read"):
+        put_saver(spread, thread, ago(40))
+    forget_reads(spread, prefix="checkpoint:")
+    read = load_saver(spread, "read")
+    with open_store(cluster_url(cluster)) as store:
+        done = swept(store, unread_seconds=600.0)
+    assert (done.removed, done.kept) == ({"whole": 1}, {"in use": 1})
+    assert load_saver(spread, "read") == read
 
 
 def test_a_cluster_erases_trims_and_expires_too(cluster: list[RedisServer], spread: RedisCluster) -> None:

@@ -29,7 +29,7 @@ from ops_pipeline_tests.servers import free_port, wait_until
 
 NOW = 1_795_000_000.0
 POLICY = Policy(retention=30 * DAY, grace=DAY)
-OPTIONS = Options(limit=SafetyLimit(share=0.8))
+OPTIONS = Options(limit=SafetyLimit(share=0.8), unread_seconds=600)
 SHOW = (
     "import os, sys; sys.stdout.write(os.environ.get('CHECKPOINT_REDIS_URL', '')); sys.stdout.flush(); sys.stdin.read()"
 )

@@ -176,6 +176,7 @@ def test_the_other_options_are_taken_over() -> None:
     usual = options_of(settings(), Request())
     assert (usual.dry_run, usual.expire_seconds, usual.purge_memory, usual.time_budget) == (False, None, False, 600)
     assert options_of(settings(), Request(expire_hours=0)).expire_seconds == 0
+    assert (usual.unread_seconds, options_of(settings(in_use_minutes=0), Request()).unread_seconds) == (600, 0)
 
 
 # The result
@@ -272,6 +273,15 @@ def test_a_pass_that_there_was_no_time_to_scan_is_said() -> None:
     assert text.startswith("The time was up when 2000 keys were still to be scanned (pass 3), and nothing of that pass")
     assert text.endswith("raise CHECKPOINT_TIME_BUDGET_SECONDS.")
     assert result_of(Swept(unscanned=7), USUAL, None)["keys_unscanned"] == 7
+
+
+def test_many_idle_threads_that_somebody_reads_are_said() -> None:
+    """After a restart of Redis all keys look as if they had just been read: a run that removed nothing was green."""
+    few = Swept(processed=9, removed=Counter(whole=3), kept=Counter({"in use": 3}))
+    assert warned(few) == []
+    few.removed["whole"] = 2
+    (warning,) = warned(few)
+    assert "3 idle threads stay" in warning and "CHECKPOINT_IN_USE_MINUTES" in warning and "restarted" in warning
 
 
 def test_the_largest_threads_are_told_with_their_whole_names() -> None:

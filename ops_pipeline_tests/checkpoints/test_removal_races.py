@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,7 @@ from ops_pipeline_tests.checkpoints.redis_servers import (
     LAYOUTS,
     Loaded,
     RedisServer,
+    forget_reads,
     keys_of,
     load_blobs,
     load_saver,
@@ -39,12 +41,15 @@ from ops_pipeline_tests.checkpoints.redis_servers import (
     put_plain,
     put_saver,
     put_shallow,
+    put_writes,
     resume_blobs,
     snapshot,
     until,
     uuid6,
 )
 
+INTERRUPT, ANSWER = -3, -4
+"""The numbers of writes by which a thread waits for a person, and of that person's answer."""
 SECONDS = 3.0
 """How long assistants and sweeps race."""
 
@@ -203,6 +208,55 @@ def test_blobs_of_a_resumed_thread_stay_however_many_there_are(server: RedisServ
     run(server, resume_later, largest_pass=4_000)
     assert len(news) == 40
     assert {thread: load_blobs(client, thread) for thread in news} == news
+
+
+MOMENTS = ("before the sweep", "after the scan", "after the decision")
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(("checkpoints", "expire_seconds"), [(2, None), (2, 100.0), (800, None)])
+def test_a_thread_whose_person_answers_stays_before_its_first_new_checkpoint(
+    server: RedisServer, client: redis.Redis, moment: str, checkpoints: int, expire_seconds: float | None
+) -> None:
+    """A run had read its thread, and was at work: no new checkpoint told of it, and its history went meanwhile."""
+    with client.pipeline(transaction=False) as pipeline:
+        for thread in ("idle", "answered"):
+            for number in range(checkpoints):
+                newest = put_saver(pipeline, thread, ago(60 - number / 100), indices=(INTERRUPT,))
+        pipeline.execute()
+    forget_reads(client, prefix="checkpoint:")
+    written: list[frozenset[str]] = []
+
+    def answer() -> None:
+        found = load_saver(client, "answered")
+        assert found == newest
+        written.append(put_writes(client, f"answered:{EMPTY}", found.identifier, (ANSWER,)))
+
+    if moment == MOMENTS[0]:
+        answer()
+    between = once_scanned(answer) if moment == MOMENTS[1] else None
+    decided = answer if moment == MOMENTS[2] else None
+    swept = run(server, between, decided, unread_seconds=600, expire_seconds=expire_seconds)
+    assert (swept.removed, swept.kept) == ({"whole": 1}, {"in use": 1})
+    assert load_saver(client, "answered") == replace(newest, writes=newest.writes | written[0])
+    kept = keys_of(client, "answered")
+    assert len(kept) == 3 * checkpoints + 2 and all(client.ttl(key) == -1 for key in kept)
+    assert expire_seconds or keys_of(client, "idle") == []
+
+
+def test_a_thread_that_is_read_is_erased_all_the_same(server: RedisServer, client: redis.Redis) -> None:
+    put_saver(client, "read", ago(40))
+    rules = Policy(retention=30 * DAY, grace=DAY, erase=True, only=(glob_of("read"),))
+    assert run(server, rules=rules, unread_seconds=600).removed == {"erased": 1}
+
+
+def test_where_redis_does_not_tell_of_reads_idle_threads_go(server: RedisServer, client: redis.Redis) -> None:
+    put_saver(client, "idle", ago(40))
+    client.config_set("maxmemory-policy", "allkeys-lfu")
+    try:
+        assert run(server, unread_seconds=600).removed == {"whole": 1}
+    finally:
+        client.config_set("maxmemory-policy", "noeviction")
 
 
 @pytest.mark.parametrize("moment", ["scanned", "decided"])

@@ -72,6 +72,8 @@ def home(sqlite_engine: Engine, instance: DagsterInstance, server: RedisServer) 
         nautobot_redis_host="127.0.0.1",
         nautobot_redis_port=server.port,
         nautobot_redis_password=PASSWORD,
+        # What tests write has just been touched.
+        checkpoint_in_use_minutes=0,
     )
 
 
@@ -108,7 +110,9 @@ def shown(result: ExecuteInProcessResult) -> dict[str, Any]:
 def test_a_run_deletes_idle_threads_and_tells_the_documented_result(
     engine: Engine, instance: DagsterInstance, server: RedisServer, client: redis.Redis
 ) -> None:
-    home = deployment(engine, instance, checkpoint_redis_url=server.url(2, password=PASSWORD))
+    home = deployment(
+        engine, instance, checkpoint_redis_url=server.url(2, password=PASSWORD), checkpoint_in_use_minutes=0
+    )
     for number in range(3):
         put_saver(client, f"idle-{number}", ago(40))
     live = put_saver(client, "live", ago(4))
@@ -183,6 +187,7 @@ def test_short_memory_shortens_the_retention_and_says_so(
         checkpoint_redis_url=server.url(2, password=PASSWORD),
         checkpoint_memory_limit_mb=1,
         checkpoint_short_retention_days=2,
+        checkpoint_in_use_minutes=0,
         checkpoint_retention_floor_days=10,
     )
     client.set("ballast", "x" * 2_000_000)
