@@ -20,6 +20,7 @@ from ops_pipeline.checkpoints.groups import (
     Shelf,
 )
 from ops_pipeline.checkpoints.ids import EARLIEST_UUID6, FARTHEST_UUID6, UUID_LENGTH, VERSION_6, first_uuid6
+from ops_pipeline.checkpoints.laying import lay_spelled, lay_uuids
 from ops_pipeline.checkpoints.layouts import CHECKPOINT, DOCUMENT, WRITE, Reader
 from ops_pipeline.checkpoints.spellings import SPELLINGS, Spelling
 from ops_pipeline.checkpoints.turns import Turns
@@ -85,6 +86,10 @@ class Groups:
         self._ending: dict[bytes, Shelf] = {}
         self._hanging: dict[bytes, Shelf] = {}
         self._spelled: dict[bytes, Shelf] = {}
+        # How many keys were laid on shelves with care, how the id of the last was spelled, and what is tried first.
+        self._laid = 0
+        self._last: Spelling | None = None
+        self._usual: Spelling | None = None
         self._kept = 0
 
     def next_pass(self) -> bool:
@@ -96,53 +101,18 @@ class Groups:
         return True
 
     def add(self, page: Sequence[bytes]) -> None:
-        """Take in a page of keys; the hot loop of a sweep."""
-        # A third of a microsecond a key. Nearly all keys are of a shelf that is there, with an id that is compared as
-        # text; whatever is not plainly so is looked at again. The numbers stand here as such, since a name for each
-        # takes a tenth of the loop: an id is 36 long, 54 is the 6 at its 14, and behind that of a write come the task's
-        # 36 and one digit, each after a colon (58).
-        find_ending, find_hanging, add_other = self._ending.get, self._hanging.get, self._add_other
-        first_young, earliest, farthest = self._first_young, EARLIEST_UUID6, FARTHEST_UUID6
-        kept = 0
-        for key in page:
-            shelf = find_ending(key[:-36])
-            if shelf is not None:
-                end = key[-36:]
-                if end < first_young:
-                    if end < earliest or end[14] != 54:
-                        add_other(key)
-                        continue
-                    shelf.ids += end
-                    kept += 40
-                else:
-                    if end > farthest or end[14] != 54:
-                        add_other(key)
-                        continue
-                    shelf.young += 1
-                    if shelf.names is not None:
-                        self._name(shelf.names, end)
-            else:
-                shelf = find_hanging(key[:-75])
-                end = key[-75:-39]
-                if (
-                    shelf is None
-                    or not earliest < end < farthest
-                    or end[14] != 54
-                    or key[-39] != 58
-                    or key[-2] != 58
-                    or not 48 <= key[-1] <= 57
-                ):
-                    add_other(key)
-                    continue
-                if end < first_young:
-                    shelf.writes.append(key)
-                    kept += 160
-                else:
-                    shelf.young += 1
-            if end > shelf.newest:  # noqa: PLR1730 - max() takes three times as long
-                shelf.newest = end
-        self.scanned += len(page)
+        """Take in a page of keys."""
+        before, spelling = self._laid, self._usual
+        if spelling is None:
+            kept = lay_uuids(page, self._ending, self._hanging, self._first_young, self._add_other)
+        else:
+            kept = lay_spelled(page, self._spelled, spelling, self._young_from[spelling], self._add_other)
+        # Not added in one statement with the call, which adds to it as well.
         self._kept += kept
+        self.scanned += len(page)
+        if 2 * (self._laid - before) > len(page):
+            # Most of the page was laid with care, a tenfold work: what the last of it was like is looked for first.
+            self._usual = self._last
         self._make_room()
 
     def _add_other(self, key: bytes) -> None:
@@ -192,28 +162,22 @@ class Groups:
             return None
         shelf = self._spelled[stem] = Shelf(stem, spelling=spelling)
         group.spelled = (*group.spelled, shelf)
-        shelf.names = group.more() if self._names else None
+        shelf.names = group.more().young if self._names else None
         self._kept += SHELF_BYTES
         return shelf
 
     def _lay(self, shelf: Shelf, key: bytes, identifier: bytes, *, is_young: bool) -> None:
         """Lay a key on its shelf."""
+        self._laid, self._last = self._laid + 1, shelf.spelling
         shelf.newest = max(shelf.newest, identifier)
         if is_young:
             shelf.young += 1
-            if shelf.names is not None:
-                self._name(shelf.names, identifier)
+            self._kept += shelf.name(identifier)
         elif shelf.writes is NO_WRITES:
             shelf.ids += identifier
             self._kept += ID_BYTES
         else:
             shelf.writes.append(key)
-            self._kept += KEY_BYTES
-
-    def _name(self, loose: Loose, identifier: bytes) -> None:
-        """Keep the id of a young checkpoint."""
-        if identifier not in loose.young:
-            loose.young.add(identifier)
             self._kept += KEY_BYTES
 
     def _new_shelf(self, stem: bytes, *, of_writes: bool) -> Shelf | None:
@@ -230,7 +194,7 @@ class Groups:
         if kind == CHECKPOINT:
             group.first = shelf
             if self._names:
-                shelf.names = group.more()
+                shelf.names = group.more().young
         else:
             group.hanging = (*group.hanging, shelf)
         self._kept += SHELF_BYTES

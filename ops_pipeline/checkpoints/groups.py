@@ -26,8 +26,7 @@ class Shelf:
     memory; and what comes is compared as text, in whose order these ids are made.
 
     Attributes:
-        names: where the ids of young ones are kept, if they are. Not the group itself: in a circle, neither would be
-            freed while Python's search for circles is off.
+        names: where the ids of young ones are kept, if they are.
         stem: what the keys begin with, the separator before the id included.
         ids: the ids of old keys, one after another; of writes none.
         writes: old writes, in full; `NO_WRITES` where it is of other keys.
@@ -43,9 +42,16 @@ class Shelf:
         """Begin empty."""
         self.spelling, self.width = spelling, spelling.width if spelling else UUID_LENGTH
         self.stem, self.newest, self.young = stem, b"", 0
-        self.names: Loose | None = None
+        self.names: set[bytes] | None = None
         self.writes: list[bytes] = [] if of_writes else NO_WRITES
         self.ids = NOTHING if of_writes else bytearray()
+
+    def name(self, identifier: bytes) -> int:
+        """Keep the id of a young one, if they are kept; and how many bytes that takes, about."""
+        if self.names is None or identifier in self.names:
+            return 0
+        self.names.add(identifier)
+        return KEY_BYTES
 
     def old_ids(self) -> list[bytes]:
         """The ids of old keys; of writes too."""

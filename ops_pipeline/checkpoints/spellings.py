@@ -40,7 +40,7 @@ class Spelling:
         if not self.fraction:
             return True
         # 2026-03-10T12:00:00.123456: weeks and days of the year have their dashes elsewhere, and sort otherwise.
-        return end[4:14:3] == b"--T:" and end[16:20:3] == b":." and end.endswith(self.ending)
+        return end[4:20:3] == b"--T::." and end.endswith(self.ending)
 
     def first(self, seconds: float) -> bytes:
         """What sorts before every id of that time or later, and behind those that are earlier by a millisecond."""
