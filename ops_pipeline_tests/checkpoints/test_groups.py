@@ -27,6 +27,7 @@ from ops_pipeline_tests.checkpoints.names import (
     SHELVED,
     blob,
     checkpoint,
+    iso,
     nested,
     plain,
     pointer,
@@ -218,6 +219,28 @@ def test_the_order_of_keys_and_pages_and_duplicates_do_not_matter(keys: list[byt
     assert {name: seen(group) for name, group in again.found.items()} == {
         name: seen(group) for name, group in whole.found.items()
     }
+
+
+USUAL = st.sampled_from([iso, lambda at: iso(at) + b"Z", ulid, uuid6])
+
+
+@given(USUAL, st.lists(st.tuples(USUAL, st.integers(0, 6), st.sampled_from([b"T", b"U", b"T:V"])), max_size=12))
+@examples(150)
+def test_whatever_spelling_most_ids_had_so_far_all_others_are_told_as_well(
+    usual: Callable[[float], bytes], others: list[tuple[Callable[[float], bytes], int, bytes]]
+) -> None:
+    """Which spelling is tried first is learnt from page to page."""
+    first = [plain(b"T", usual(NOW - age * DAY)) for age in range(4)]
+    odd = [plain(b"T", b"2026-W10-1T12:00:00.123456"), plain(b"T", b"summary"), b"session:1", pointer(b"U")]
+    rest = odd + [plain(thread, spelled(NOW - age * HOUR * 8)) for spelled, age, thread in others]
+    groups, whole = (Groups(READ, GRACE_FROM, shelved=SHELVED, names=True) for _ in range(2))
+    for page in (first, rest[::2], first, rest[1::2]):
+        groups.add(page)
+    whole.add(list(dict.fromkeys(first + rest)))
+    assert {name: seen(group) for name, group in groups.found.items()} == {
+        name: seen(group) for name, group in whole.found.items()
+    }
+    assert (groups.foreign, groups.unknown_count) == (whole.foreign, whole.unknown_count)
 
 
 # Bounded memory
