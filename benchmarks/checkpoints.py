@@ -21,7 +21,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -39,10 +39,11 @@ from ops_pipeline.checkpoints.policy import DAY, Policy
 from ops_pipeline.checkpoints.sweep import Options, Swept, sweep
 from ops_pipeline_tests.servers import free_port
 
-SCENES = ("plain", "iso", "saver")
-"""The documented layout with UUIDv6, the same with ISO times as documented, and that of the saver."""
 POLICY = Policy(retention=30 * DAY, grace=DAY)
-PER_THREAD = 10
+PER_THREAD, KEPT = 10, 3
+SCENES = {"plain": POLICY, "iso": POLICY, "saver": POLICY, "trim": replace(POLICY, keep_newest=KEPT)}
+"""The documented layout with UUIDv6, the same with ISO times as documented, that of the saver, and the same where live
+threads are trimmed as well, for whose newest values are read."""
 SPAWN = multiprocessing.get_context("spawn")
 PAGE = 1_000
 KEYS_PER_SECOND, FLOORS, TIMES_DOCUMENTED = 300_000, 3.0, 20.0
@@ -76,8 +77,10 @@ class Scene:
         old: keys that a sweep deletes.
         live: keys that stay.
         values: kind of value and value by keys, in parts of one script call each.
+        policy: by which it is swept.
     """
 
+    policy: Policy = POLICY
     old: list[bytes] = field(default_factory=list)
     live: list[bytes] = field(default_factory=list)
     values: list[tuple[str, bytes, list[bytes]]] = field(default_factory=list)
@@ -92,13 +95,14 @@ class Scene:
 @click.option("--value-bytes", default=2_200, help="How large each is.")
 @click.option("--large-keys", default=2_000_000, help="How many small keys the sweep is for whose memory is measured.")
 @click.option("--sample", default=20_000, help="Keys after which the documented loop is stopped.")
+@click.option("--only", "names", type=click.Choice(list(SCENES)), multiple=True, help="These scenes only.")
 @click.option("--rounds", default=3, type=click.IntRange(1), help="How often each measurement is repeated.")
-def main(*, keys: int, value_bytes: int, large_keys: int, sample: int, rounds: int) -> None:
+def main(*, keys: int, value_bytes: int, large_keys: int, sample: int, names: tuple[str, ...], rounds: int) -> None:
     """Measure the sweep of checkpoints against its floor and against the loop that the original documents."""
     where = machine()
     measures: list[Measure] = []
     with server() as one:
-        for name in SCENES:
+        for name in names or SCENES:
             print(f"{name}: {keys:,} checkpoints", file=sys.stderr, flush=True)
             measures += measured(one, name, scene(name, keys, value_bytes), sample, rounds)
         if large_keys:
@@ -115,6 +119,7 @@ def measured(one: Server, name: str, keys: Scene, sample: int, rounds: int) -> l
     floors, sweeps = list[Reading](), list[Reading]()
     loops: list[float] = []
     quiet, waits = list[list[float]](), list[list[float]]()
+    trims = keys.policy is not POLICY
     # What the loop would look at: of a saver's other keys it knows nothing.
     checkpoints = sum(key.startswith(b"checkpoint:") for key in keys.old + keys.live)
     for _ in range(rounds):
@@ -125,19 +130,30 @@ def measured(one: Server, name: str, keys: Scene, sample: int, rounds: int) -> l
         fill(one, keys)
         quiet.append(pinged(one, lambda: time.sleep(1.0)))
         waits.append(pinged(one, lambda: swept(one, keys)))
-        fill(one, keys)
-        loops.append(documented(one, sample) * checkpoints)
-    bare, ours, looped = typical(floors), typical(sweeps), statistics.median(loops)
-    rate, times = keys.keys() / ours.seconds, looped / ours.seconds
-    return [
+        if not trims:
+            fill(one, keys)
+            loops.append(documented(one, sample) * checkpoints)
+    bare, ours = typical(floors), typical(sweeps)
+    rate = keys.keys() / ours.seconds
+    found = [
         Measure(f"{name}: floor", bare.seconds, keys.keys(), "bare SCAN and UNLINK", cpu_seconds=bare.cpu_seconds),
-        against(f"{name}: sweep", sweeps, keys.keys(), bare, FLOORS),
+        against(f"{name}: sweep", sweeps, keys.keys(), bare, None if trims else FLOORS),
         Measure(
             f"{name}: its speed",
             result=f"{rate:,.0f} keys/s, {len(keys.old):,} of {keys.keys():,} deleted",
-            target=f">= {KEYS_PER_SECOND:,} keys/s",
-            ok=rate >= KEYS_PER_SECOND,
+            # The floor of trimming knows what only values tell: a target of its own would be arbitrary.
+            target="" if trims else f">= {KEYS_PER_SECOND:,} keys/s",
+            ok=None if trims else rate >= KEYS_PER_SECOND,
         ),
+        _waits(f"{name}: PING without a sweep", quiet),
+        _waits(f"{name}: PING beside the sweep", waits, PING_SECONDS),
+    ]
+    if trims:
+        return found
+    looped = statistics.median(loops)
+    times = looped / ours.seconds
+    return [
+        *found,
         Measure(
             f"{name}: documented loop",
             looped,
@@ -147,8 +163,6 @@ def measured(one: Server, name: str, keys: Scene, sample: int, rounds: int) -> l
             f">= {TIMES_DOCUMENTED:g} x the sweep" if name != "saver" else "",
             times >= TIMES_DOCUMENTED if name != "saver" else None,
         ),
-        _waits(f"{name}: PING without a sweep", quiet),
-        _waits(f"{name}: PING beside the sweep", waits, PING_SECONDS),
     ]
 
 
@@ -189,15 +203,15 @@ def floor(one: Server, known: list[bytes]) -> None:
 
 def swept(one: Server, keys: Scene) -> None:
     """Sweep, and check how much is gone."""
-    result = swept_at(one.url)
+    result = swept_at(one.url, keys.policy)
     if result.deleted != len(keys.old):
         raise RuntimeError(f"{result.deleted} keys were deleted, not {len(keys.old)}: {result}")
 
 
-def swept_at(url: str) -> Swept:
+def swept_at(url: str, policy: Policy = POLICY) -> Swept:
     """Sweep as the job does."""
     with open_store(url) as store:
-        return sweep(store, Prefixes(), POLICY, Options(), swept=Swept(), told=print)
+        return sweep(store, Prefixes(), policy, Options(), swept=Swept(), told=print)
 
 
 def documented(one: Server, sample: int) -> float:
@@ -273,42 +287,43 @@ def sweep_alone(url: str, told: Any) -> None:
 
 def scene(name: str, keys: int, value_bytes: int) -> Scene:
     """The keys: threads of ten checkpoints, every other thread idle for longer than the retention."""
-    rng, now, made = random.Random(1), time.time(), Scene()  # noqa: S311 - no secret
+    rng, now, made = random.Random(1), time.time(), Scene(policy=SCENES[name])  # noqa: S311 - no secret
     for idle in (True, False):
         moment = datetime.fromtimestamp(now - (60 if idle else 3) * DAY, UTC).isoformat()
-        value = json.dumps({"ts": moment, "channel_values": {"messages": ""}})
+        value = json.dumps({"ts": moment, "metadata": {}, "channel_values": {"messages": ""}})
         value = value[:-3] + "x" * max(0, value_bytes - len(value)) + value[-3:] if value_bytes else "1"
         contents = {"value": ("string", value.encode()), "write": ("string", b'{"value": 1}'), "zset": ("zset", b"m")}
-        named: dict[str, list[bytes]] = {}
+        named: dict[tuple[str, bool], list[bytes]] = {}
         for number in range(keys // PER_THREAD // 2):
-            for content, key in _thread(name, rng, number, now, idle=idle):
-                named.setdefault(content, []).append(key)
-        for content, found in named.items():
+            for content, key, goes in _thread(name, rng, number, now, idle=idle):
+                named.setdefault((content, goes), []).append(key)
+        for (content, goes), found in named.items():
             # A pointer holds its target.
             kind, held = contents.get(content, ("string", content.encode()))
-            (made.old if idle else made.live).extend(found)
+            (made.old if goes else made.live).extend(found)
             made.values += [(kind, held, found[start : start + PAGE]) for start in range(0, len(found), PAGE)]
     return made
 
 
-def _thread(name: str, rng: random.Random, number: int, now: float, *, idle: bool) -> Iterator[tuple[str, bytes]]:
-    """The keys of a thread, each with what stands in it; a pointer with its target."""
+def _thread(name: str, rng: random.Random, number: int, now: float, *, idle: bool) -> Iterator[tuple[str, bytes, bool]]:
+    """The keys of a thread, each with what stands in it, a pointer with its target, and whether it goes."""
     thread = f"user-{number % 997}-{'idle' if idle else 'live'}-{number:06d}"
-    newest = now - (rng.uniform(31, 90) if idle else rng.uniform(0, 20)) * DAY
-    between = ":__empty__" if name == "saver" else ""
+    newest = now - (rng.uniform(31, 90) if idle else rng.uniform(2 if name == "trim" else 0, 20)) * DAY
+    between = ":__empty__" if name in {"saver", "trim"} else ""
     key = ""
     for step in range(PER_THREAD):
         moment = newest - (PER_THREAD - 1 - step) * 600
         spelled = datetime.fromtimestamp(moment, UTC).replace(tzinfo=None).isoformat()
         identifier = spelled if name == "iso" else uuid6(moment, rng)
         key = f"checkpoint:{thread}{between}:{identifier}"
-        yield "value", key.encode()
-        if name == "saver":
+        goes = idle or (name == "trim" and step < PER_THREAD - KEPT)
+        yield "value", key.encode(), goes
+        if between:
             task = uuid.UUID(int=rng.getrandbits(128))
-            yield "write", f"checkpoint_write:{thread}{between}:{identifier}:{task}:0".encode()
-            yield "zset", f"write_keys_zset:{thread}{between}:{identifier}".encode()
-    if name == "saver":
-        yield key, f"checkpoint_latest:{thread}{between}".encode()
+            yield "write", f"checkpoint_write:{thread}{between}:{identifier}:{task}:0".encode(), goes
+            yield "zset", f"write_keys_zset:{thread}{between}:{identifier}".encode(), goes
+    if between:
+        yield key, f"checkpoint_latest:{thread}{between}".encode(), idle
 
 
 def uuid6(seconds: float, rng: random.Random) -> str:

@@ -32,7 +32,7 @@ from ops_pipeline.checkpoints.layouts import DOCUMENT, POINTER, Reader
 from ops_pipeline.checkpoints.looks import UNREADABLE, may_have_root, spared_by, targets_of, touched, trimmable
 from ops_pipeline.checkpoints.lots import BATCH_KEYS, order_of
 from ops_pipeline.checkpoints.policy import ERASED, TRIMMED, WHOLE, Verdict
-from ops_pipeline.checkpoints.values import ages_of
+from ops_pipeline.checkpoints.values import ages_of, deltas_of
 
 ATTEMPTS = 2
 IN_USE = "in use"
@@ -154,14 +154,15 @@ class Remover:
     def _carefully(self, verdicts: Sequence[Verdict]) -> None:
         """Remove threads by what their pointers hold at this moment."""
         targets = targets_of(self._store, verdicts)
-        some: list[tuple[Verdict, Guarded]] = []
+        deltas = deltas_of(self._store, [key for verdict in verdicts for key in verdict.examined])
+        some, trimmed = list[tuple[Verdict, Guarded]](), list[tuple[Verdict, Sequence[bytes]]]()
         for verdict in verdicts:
             if verdict.action == TRIMMED:
-                keys = trimmable(self._store, self._read, verdict, targets)
+                keys = trimmable(self._read, verdict, targets, deltas)
                 if keys is None:
                     self.removed.spared["delta channels"] += 1
                 elif keys:
-                    self._remove_plain([(verdict, keys)])
+                    trimmed.append((verdict, keys))
                 continue
             if spared := spared_by(self._store, self._read, verdict, targets):
                 self.removed.spared[spared] += 1
@@ -171,6 +172,8 @@ class Remover:
                 self._note(verdict, self._in_steps(one))
             else:
                 some.append((verdict, one))
+        if trimmed:
+            self._remove_plain(trimmed)
         if some:
             answers = self._store.client.execute_command(*command_of((one for _, one in some), self._untouched))
             for (verdict, _), answer in zip(some, answers, strict=True):

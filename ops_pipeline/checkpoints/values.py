@@ -65,18 +65,14 @@ def read_ages(
     return placed
 
 
-def is_delta(store: Store, key: bytes) -> bool:
-    """Whether a checkpoint lives on its ancestors (delta channels), or may do so as far as can be told."""
-    value = _whole(store, key)
-    if not isinstance(value, dict):
-        return True
-    metadata = value.get("metadata")
-    if isinstance(metadata, str):
-        try:
-            metadata = json.loads(metadata)
-        except ValueError:
-            return True
-    return not isinstance(metadata, dict) or bool(metadata.get("counters_since_delta_snapshot"))
+def deltas_of(store: Store, keys: Sequence[bytes]) -> set[bytes]:
+    """Those of some checkpoints that live on their ancestors (delta channels), or may do so as far as can be told."""
+    return {
+        key
+        for part in _parts(keys)
+        for key, metadata in zip(part, _metadata(store, part), strict=True)
+        if not isinstance(metadata, dict) or metadata.get("counters_since_delta_snapshot")
+    }
 
 
 def ages_of(store: Store, keys: Sequence[bytes]) -> list[Age]:
@@ -167,14 +163,21 @@ def _time(value: Any) -> float | None:
         return iso_seconds(value) or uuid6_seconds(encoded) or ulid_seconds(encoded)
 
 
-def _whole(store: Store, key: bytes) -> Any:
-    (kind,) = _pipelined(store, [("TYPE", key)])
-    command = ("JSON.GET", key) if kind == b"ReJSON-RL" else ("GET", key)
-    (answer,) = _pipelined(store, [command])
-    try:
-        return json.loads(answer) if isinstance(answer, bytes) else None
-    except ValueError:
-        return None
+def _metadata(store: Store, keys: Sequence[bytes]) -> Iterator[Any]:
+    """The metadata of documents; None of those that hold none that can be read."""
+    types = _pipelined(store, [("TYPE", key) for key in keys])
+    commands = [
+        ("JSON.GET", key, "$.metadata") if kind == b"ReJSON-RL" else ("GET", key)
+        for key, kind in zip(keys, types, strict=True)
+    ]
+    for answer in _pipelined(store, commands):
+        try:
+            value = json.loads(answer) if isinstance(answer, bytes) else None
+            found = value.get("metadata") if isinstance(value, dict) else (value or [None])[0]
+            # A text, in the saver's documents.
+            yield json.loads(found) if isinstance(found, str) else found
+        except (ValueError, TypeError, LookupError, RecursionError):
+            yield None
 
 
 def _pipelined(store: Store, commands: Sequence[tuple[Any, ...]]) -> list[Any]:

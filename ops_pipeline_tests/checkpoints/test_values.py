@@ -19,7 +19,7 @@ from ops_pipeline.checkpoints.connection import Store, open_store
 from ops_pipeline.checkpoints.layouts import Prefixes
 from ops_pipeline.checkpoints.policy import Policy, glob_of
 from ops_pipeline.checkpoints.sweep import Options, Swept, sweep
-from ops_pipeline.checkpoints.values import ages_of, is_delta
+from ops_pipeline.checkpoints.values import ages_of, deltas_of
 from ops_pipeline_tests.checkpoints.redis_servers import (
     DAY,
     EMPTY,
@@ -172,7 +172,7 @@ def test_documents_with_delta_channels_are_not_trimmed(store: Store, client: red
         put_saver(client, "delta", ago(days), metadata=json.dumps(delta) if as_text else delta)
         newest = put_saver(client, "other", ago(days), metadata=json.dumps(other) if as_text else other)
     keys = {thread: client.get(f"checkpoint_latest:{thread}:{EMPTY}") for thread in ("delta", "other")}
-    assert {thread: is_delta(store, key) for thread, key in keys.items() if key} == {"delta": True, "other": False}
+    assert deltas_of(store, list(keys.values())) == {keys["delta"]}
     swept = run(store, keep_newest=1)
     assert (swept.removed, swept.deleted, swept.kept) == ({"trimmed": 1}, 8, {"delta channels": 1})
     assert len(client.keys("checkpoint:delta:*")) == 3
