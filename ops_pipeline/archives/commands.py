@@ -38,14 +38,15 @@ def archive_commands(tables: Callable[[], Iterable[Table]]) -> click.Group:
     @click.option("--kind", help="Only of this kind: analysis_tasks, generated_applications or model_calls.")
     def list_archives(kind: str | None) -> None:
         """Show every archive, the oldest of each kind first."""
-        from ops_pipeline.archives.manifest import read_manifests  # noqa: PLC0415
-
         with _store() as (_, _, store):
-            found = list(read_manifests(store, kind))
-            for manifest in found:
-                click.echo(_line(manifest))
-            if not found:
-                click.echo(f"There are no archives in {store.where}.")
+            shown, damaged = 0, 0
+            for line, is_error in _lines(store, kind):
+                click.echo(line, err=is_error)
+                shown, damaged = shown + 1, damaged + is_error
+            if not shown:
+                click.echo(f"There are no archives{_of_kind(store, kind)} in {store.where}.")
+        if damaged:
+            raise click.ClickException(f"{damaged} archives cannot be read: put copies of their manifests back.")
 
     @group.command()
     @click.argument("name")
@@ -55,9 +56,11 @@ def archive_commands(tables: Callable[[], Iterable[Table]]) -> click.Group:
         Rows that are there stay as they are. What is older than its retention goes again with the next maintenance:
         switch that off, or put a label legal_hold on it.
         """
-        kind, slash, archive_id = name.partition("/")
-        if not slash:
-            raise click.UsageError(f"{name!r} is no name of an archive: `ops-pipeline archive list` shows them")
+        kind, _, archive_id = name.partition("/")
+        if not archive_id or "/" in archive_id or {kind, archive_id} & {"", ".", ".."}:
+            raise click.UsageError(
+                f"{name!r} is no name of an archive, KIND/ID: `ops-pipeline archive list` shows them."
+            )
         with _store() as (settings, engine, store):
             manifest = _named(store, kind, archive_id)
             for line in _restored(settings, engine, store, manifest, {one.name: one for one in tables()}):
@@ -83,13 +86,36 @@ def _restored(
         yield f"{count} directories restored below {folder}."
 
 
+def _lines(store: Store, kind: str | None) -> Generator[tuple[str, bool], None, None]:
+    """A line for each archive, and whether it says that one cannot be read."""
+    from ops_pipeline.archives.manifest import archive_names, read_manifest  # noqa: PLC0415
+
+    for one, archive_id in archive_names(store, kind):
+        try:
+            manifest = read_manifest(store, one, archive_id)
+        except ValueError as error:
+            yield f"Error: {error}", True
+        else:
+            if manifest is not None:
+                yield _line(manifest), False
+
+
+def _of_kind(store: Store, kind: str | None) -> str:
+    from ops_pipeline.archives.store import names_in  # noqa: PLC0415
+
+    if kind is None:
+        return ""
+    others = ", ".join(names_in(store))
+    return f" of the kind {kind}" + (f" (there are {others})" if others else "")
+
+
 def _line(manifest: Manifest) -> str:
     rows = ", ".join(f"{count} {name}" for name, count in manifest.rows.items())
-    size = sum(part.bytes for part in manifest.parts) / 1e6
+    size = sum(part.bytes for part in manifest.parts)
     left = sum(map(len, (manifest.left_out or {}).values()))
     state = "being deleted" if manifest.left_out is None else f"{left} left in the database" if left else "deleted"
     when = f"{manifest.created_at:%Y-%m-%d %H:%M} UTC"
-    return f"{manifest.folder}  {when}  {rows}  {size:.1f} MB  {state}: {manifest.reason}"
+    return f"{manifest.folder}  {when}  {rows}  {size / 1e6:,.3f} MB  {state}: {manifest.reason}"
 
 
 def _named(store: Store, kind: str, archive_id: str) -> Manifest:
@@ -97,14 +123,16 @@ def _named(store: Store, kind: str, archive_id: str) -> Manifest:
 
     manifest = read_manifest(store, kind, archive_id)
     if manifest is None:
-        raise click.ClickException(f"There is no archive {kind}/{archive_id} in {store.where}.")
+        raise click.ClickException(
+            f"There is no archive {kind}/{archive_id} in {store.where}: `ops-pipeline archive list` shows all."
+        )
     return manifest
 
 
 @contextmanager
 def _store() -> Generator[tuple[Settings, Engine, Store], None, None]:
     """Settings, database and store; a problem becomes one line and exit status 1."""
-    from ops_pipeline.archives.store import open_store  # noqa: PLC0415
+    from ops_pipeline.archives.store import library_errors, open_store  # noqa: PLC0415
 
     try:
         settings = load_settings()
@@ -113,7 +141,13 @@ def _store() -> Generator[tuple[Settings, Engine, Store], None, None]:
         raise click.ClickException(str(error)) from error
     try:
         yield settings, engine, open_store(settings.archive_location())
-    except (DatabaseProblem, Unavailable, OSError, ValueError) as problem:
+    except (DatabaseProblem, Unavailable, ValueError) as problem:
         raise click.ClickException(str(problem)) from problem
+    except (OSError, *library_errors()) as problem:
+        words = str(problem)
+        if isinstance(problem, OSError) and problem.filename and problem.strerror:
+            words = f"{problem.filename}: {problem.strerror}"
+        where = settings.archive_location()
+        raise click.ClickException(f"{words}. Archives are looked for in {where} (MAINTENANCE_ARCHIVE).") from problem
     finally:
         engine.dispose()

@@ -101,8 +101,9 @@ def read_manifest(store: Store, kind: str, archive_id: str) -> Manifest | None:
     document = _json(store, folder, MANIFEST)
     if document is None:
         return None
-    if document.get("format") != FORMAT:
-        raise ValueError(f"{store.where}: {folder} has format {document.get('format')}, this version reads {FORMAT}")
+    version = document.get("format") if isinstance(document, dict) else None
+    if version != FORMAT:
+        raise ValueError(f"{store.where}: {folder}/{MANIFEST} has format {version}, this version reads {FORMAT}")
     deleted = _json(store, folder, DELETED)
     try:
         return Manifest(
@@ -124,11 +125,17 @@ def read_manifests(store: Store, kind: str | None = None) -> Iterator[Manifest]:
     Raises:
         ValueError: a manifest is damaged.
     """
+    for one, archive_id in archive_names(store, kind):
+        manifest = read_manifest(store, one, archive_id)
+        if manifest is not None:
+            yield manifest
+
+
+def archive_names(store: Store, kind: str | None = None) -> Iterator[tuple[str, str]]:
+    """Kind and id of every archive of a store, and of what has no manifest."""
     for one in [kind] if kind else names_in(store):
         for archive_id in names_in(store, one):
-            manifest = read_manifest(store, one, archive_id)
-            if manifest is not None:
-                yield manifest
+            yield one, archive_id
 
 
 def _json(store: Store, folder: str, name: str) -> Any:

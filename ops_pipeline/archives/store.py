@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -110,6 +111,13 @@ def open_store(location: str) -> Store:
     return Store(files, root, location)
 
 
+def library_errors() -> tuple[type[Exception], ...]:
+    """What the library of an object store raises beside OSError, for example since it finds no credentials."""
+    # Only where it is loaded: whoever keeps archives in a folder has none.
+    botocore = sys.modules.get("botocore.exceptions")
+    return (botocore.BotoCoreError,) if botocore else ()
+
+
 def is_local(store: Store) -> bool:
     """Whether the store is a folder of this machine."""
     protocol = store.files.protocol
@@ -161,7 +169,7 @@ def read_checked(store: Store, folder: str, name: str, sha256: str) -> bytes:
     """
     content = store.files.cat_file(store.path(folder, name))
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise ValueError(f"{store.where}: {folder}/{name} is damaged, its checksum is another one")
+        raise ValueError(f"{store.where}: {folder}/{name} is damaged, its checksum is another one: put a copy back")
     return content
 
 
@@ -178,7 +186,7 @@ def reading_checked(store: Store, folder: str, name: str, sha256: str) -> Genera
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
         if digest.hexdigest() != sha256:
-            raise ValueError(f"{store.where}: {folder}/{name} is damaged, its checksum is another one")
+            raise ValueError(f"{store.where}: {folder}/{name} is damaged, its checksum is another one: put a copy back")
         file.seek(0)
         yield file
 

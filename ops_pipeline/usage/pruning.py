@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from ops_pipeline.archives.store import library_errors
 from ops_pipeline.database.engine import database_now, reading, rewriting
 from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.database.expressions import within_hours
@@ -104,7 +105,7 @@ def prune_old_calls(engine: Engine, archive: str, policy: PrunePolicy, options: 
         return Report(NAME, skipped="MODEL_CALL_RETENTION_DAYS is not set: raw calls are kept.")
     try:
         return _run(engine, archive, look(engine, policy, policy.retention), options)
-    except (Unavailable, LeaseHeld, DatabaseProblem, OSError, ValueError) as error:
+    except (Unavailable, LeaseHeld, DatabaseProblem, OSError, ValueError, *library_errors()) as error:
         return Report(NAME, error=str(error))
     except SQLAlchemyError as error:
         return Report(NAME, error=str(error).partition("\n")[0])
@@ -196,7 +197,8 @@ def _run(engine: Engine, archive: str, due: Due, options: Options) -> Report:
             calls = CallArchive(engine, archive, options.run_id)
             done.finished = calls.finish_others(lease)
             _walk(engine, due, options, done, lambda window: calls.prune(window, lease, done))
-        options.say(f"Pruned {done.calls} raw model calls")
+        waits = f"; the rest waits for {done.blocked}" if done.blocked else ""
+        options.say(f"Pruned {done.calls} raw model calls{waits}")
     return _report(due, done, options, f"Refused: {objection}. {ADVICE}" if objection else "")
 
 

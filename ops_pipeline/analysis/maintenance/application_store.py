@@ -17,7 +17,7 @@ from ops_pipeline.analysis.maintenance.root import Known
 from ops_pipeline.analysis.maintenance.tables import application_roots
 from ops_pipeline.analysis.tables import COMPLETED, PENDING, RUNNING, generated_applications
 from ops_pipeline.database.batches import wait_at_most, without_waiting_for_disk
-from ops_pipeline.database.engine import database_now, writing
+from ops_pipeline.database.engine import database_now, reading, writing
 from ops_pipeline.database.expressions import instant_order, is_any_of
 from ops_pipeline.database.instants import known_instant
 from ops_pipeline.database.replace import upsert
@@ -137,6 +137,12 @@ def clear_named(engine: Engine, target: str) -> list[Application]:
         values = {"missing_since": None, "missing_looks": 0, "missing_seen_at": None}
         connection.execute(update(generated_applications).where(ids).values(values))
         return marked
+
+
+def is_known(engine: Engine, target: str) -> bool:
+    """Whether any version of an application has a row."""
+    with reading(engine) as connection:
+        return connection.execute(select(_table.id).where(_table.target == target).limit(1)).first() is not None
 
 
 def _update(

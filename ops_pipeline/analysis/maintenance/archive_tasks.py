@@ -45,6 +45,7 @@ class Done:
     Attributes:
         after: where the last page that was read began.
         page: how many trees the next one has.
+        oldest: when the first tree ended that was to go.
     """
 
     changes: list[Change] = field(default_factory=list)
@@ -61,6 +62,7 @@ class Done:
     stopped: bool = False
     after: store.Key = field(default_factory=store.Key)
     page: int = field(default_factory=lambda: FIRST_PAGE)
+    oldest: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,8 @@ def _page(
 def _count(done: Done, decisions: TreeDecisions, now: datetime) -> None:
     done.planned += len(decisions.going)
     done.kept.update(decisions.kept)
+    if decisions.going and done.oldest is None:
+        done.oldest = decisions.going[0].root.completed_at
     for tree in decisions.going[: max(0, SHOWN_CHANGES - len(done.changes))]:
         root, below = tree.root, len(tree.members) - 1
         age = (now - root.completed_at) / timedelta(days=1) if root.completed_at else 0
@@ -281,12 +285,11 @@ def _finish_others(sweep: Sweep, lease: Lease) -> int:
 
 def _report(sweep: Sweep, scanned: int, error: str) -> Report:
     done = sweep.done
-    left, oldest = 0, None
-    if done.stopped or error or sweep.options.dry_run:
-        after = done.after if done.stopped and not error else store.Key()
+    left, oldest = 0, done.oldest if error or sweep.options.dry_run else None
+    if done.stopped:
         with reading(sweep.lab.engine) as connection:
             _, left = store.count_old(connection, sweep.cutoff)
-            oldest = store.oldest_root(connection, sweep.cutoff, after)
+            oldest = oldest or store.oldest_root(connection, sweep.cutoff, done.after)
     failures = [Change(name, "could not be done", reason) for name, reason in done.failed.items()]
     return Report(
         NAME,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import click
 
-from ops_pipeline.analysis.maintenance.application_store import clear_named
+from ops_pipeline.analysis.maintenance.application_store import clear_named, is_known
+from ops_pipeline.analysis.targets import parse_target
 from ops_pipeline.database.engine import connect
 from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.settings import SettingsError, load_settings
@@ -28,14 +29,26 @@ def restore_app(name: str) -> None:
         raise click.ClickException(str(error)) from error
     try:
         marked = clear_named(engine, name)
+        known = bool(marked) or is_known(engine, name)
     except DatabaseProblem as problem:
         raise click.ClickException(str(problem)) from problem
     finally:
         engine.dispose()
     if not marked:
-        raise click.ClickException(
-            f"No application {name} is marked as missing. One that was deleted already is in an archive:"
-            " `ops-pipeline archive list --kind generated_applications`."
-        )
+        raise click.ClickException(_nothing_of(name, known=known))
     for row in marked:
         click.echo(f"{row.name} was missing since {row.missing_since:%Y-%m-%d %H:%M} UTC, and is not marked any more.")
+
+
+def _nothing_of(name: str, *, known: bool) -> str:
+    """Why there is no mark to take away, and what to do."""
+    if known:
+        return f"{name} is not marked as missing: there is nothing to take back."
+    try:
+        parse_target(name)
+    except ValueError as error:
+        return f"{error}."
+    return (
+        f"There is no application {name}. If maintenance has deleted it, it is in an archive: see `ops-pipeline archive"
+        " list --kind generated_applications`, and put it back with `ops-pipeline archive restore KIND/ID`."
+    )

@@ -12,6 +12,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from ops_pipeline.archives.store import library_errors
 from ops_pipeline.database.errors import DatabaseProblem
 from ops_pipeline.database.leases import LeaseHeld
 from ops_pipeline.passes import Report
@@ -41,7 +42,7 @@ def telling(name: str, work: Callable[[], Report]) -> Report:
     """Run a pass; what stops it becomes its report, so that no pass stops another one."""
     try:
         return replace(work(), name=name)
-    except (Unavailable, PlanRefused, LeaseHeld, DatabaseProblem, OSError, ValueError) as error:
+    except (Unavailable, PlanRefused, LeaseHeld, DatabaseProblem, OSError, ValueError, *library_errors()) as error:
         return Report(name, error=str(error))
     except SQLAlchemyError as error:
         return Report(name, error=str(error).partition("\n")[0])

@@ -94,7 +94,8 @@ def _conclude() -> OpDefinition:
             for row in rows
         ]
         header = ("pass", "status", *COUNTS, "backlog seconds", "error")
-        context.add_output_metadata({"passes": table(header, cells, empty="None.")})
+        empty = "Nothing was written down: of a dry run each pass shows its own plan."
+        context.add_output_metadata({"passes": table(header, cells, empty=empty)})
         # A dry run has written nothing, and is none of the job's outcomes.
         if rows:
             record_outcome(

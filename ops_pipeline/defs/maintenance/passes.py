@@ -163,7 +163,10 @@ def _run(
         context.log.info(f"{PREFIX} {name} is off: {report.skipped}")
     if not config.dry_run:
         record_pass(database.engine, context.run_id, report, started)
-    metadata = _shown(report)
+    elif report.status == "success":
+        left_alone = sum(report.kept.values())
+        context.log.info(f"{PREFIX} {name}, dry run: {report.planned} planned, {left_alone} left alone; see its plan")
+    metadata = _shown(report, dry_run=config.dry_run)
     if report.red:
         why = report.error or f"{report.outcome.failed} objects failed, the others are done. {report.changes[0].reason}"
         context.log.error(f"{PREFIX} {name}: {why}")
@@ -175,14 +178,17 @@ def _run(
         )
 
 
-def _shown(report: Report) -> dict[str, Any]:
+def _shown(report: Report, *, dry_run: bool) -> dict[str, Any]:
     plan = changes_table(report.changes)
     more = report.planned - len(report.changes)
     if more > 0:
         plan += f"\n\n… and {more} more than are shown."
+    status = report.skipped or report.status
+    if dry_run and report.status == "success":
+        status = "dry run: nothing was written"
     # The log of a run shows the first six entries of many: what a person decides by comes before all numbers.
     return {
-        "status": report.skipped or report.status,
+        "status": status,
         "plan": MetadataValue.md(plan if report.changes else "Nothing to do."),
         "planned": report.planned,
         "left_alone": table(("why", "objects"), list(report.kept.items()), empty="None."),

@@ -26,12 +26,14 @@ def told(*arguments: str) -> Result:
     return CliRunner().invoke(main, list(arguments))
 
 
+OLD = {"id": "t1", "service": "s", "target": "gpt/app1", "status": "failed", "completed_at": now() - 60 * DAY}
+
+
 def archive_one(scene: Scene) -> str:
     folder = scene.results / "gpt" / "app1" / "task_t1"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
-    task = {"id": "t1", "service": "s", "target": "gpt/app1", "status": "failed", "completed_at": now() - 60 * DAY}
-    scene.write(analysis_tasks, task)
+    scene.write(analysis_tasks, OLD)
     scene.write(analysis_results, {"id": "r1", "task_id": "t1"})
     report = archive_old_tasks(scene.lab(), timedelta(days=30), scene.options())
     (name,) = report.facts["archives"]
@@ -61,18 +63,23 @@ def test_archives_are_listed_and_restored_by_name(operator: Scene) -> None:
 
 def test_without_archives_the_list_says_so(operator: Scene) -> None:
     assert told("archive", "list").output == f"There are no archives in {operator.archive}.\n"
-    assert told("archive", "list", "--kind", "model_calls").exit_code == 0
+    other = told("archive", "list", "--kind", "model_calls")
+    assert (other.exit_code, other.output) == (
+        0,
+        f"There are no archives of the kind model_calls in {operator.archive}.\n",
+    )
+    archive_one(operator)
+    misspelled = told("archive", "list", "--kind", "tasks").output
+    assert "There are no archives of the kind tasks (there are analysis_tasks)" in misspelled
 
 
 def test_a_name_that_is_none_is_refused(operator: Scene) -> None:
     missing = told("archive", "restore", "analysis_tasks/nothing")
-    assert (missing.exit_code, missing.output) == (
-        1,
-        f"Error: There is no archive analysis_tasks/nothing in {operator.archive}.\n",
-    )
-    assert told("archive", "restore", "nothing").exit_code == 2
-    out = told("archive", "restore", "../x")
-    assert (out.exit_code, "leads out of" in out.output) == (1, True)
+    assert missing.exit_code == 1
+    assert f"There is no archive analysis_tasks/nothing in {operator.archive}: `ops-pipeline" in missing.output
+    for name in ("nothing", "", "../x", "x/..", "/x", "analysis_tasks/", "a/b/c"):
+        refused = told("archive", "restore", name)
+        assert (refused.exit_code, f"{name!r} is no name of an archive, KIND/ID" in refused.output) == (2, True)
 
 
 def test_a_damaged_archive_is_told_and_restores_nothing(operator: Scene) -> None:
@@ -82,6 +89,47 @@ def test_a_damaged_archive_is_told_and_restores_nothing(operator: Scene) -> None
     result = told("archive", "restore", name)
     assert (result.exit_code, "is damaged, its checksum is another one" in result.output) == (1, True)
     assert operator.rows(analysis_tasks) == []
+    path.unlink()
+    lost = told("archive", "restore", name)
+    assert lost.exit_code == 1
+    assert f"{path}: No such file or directory. Archives are looked for in {operator.archive}" in lost.output
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("{", "is damaged"), ('{"format": 1}', "is damaged"), ("[]", "has format None, this version reads 1")],
+)
+def test_a_damaged_manifest_hides_no_other_archive(operator: Scene, content: str, says: str) -> None:
+    """One of them made the whole list fail."""
+    damaged, whole = (archive_one(operator), archive_one(operator))
+    (operator.archive / damaged / "manifest.json").write_text(content)
+    listed = told("archive", "list")
+    assert listed.exit_code == 1
+    assert f"{damaged}/manifest.json {says}" in listed.output
+    assert f"\n{whole}  " in f"\n{listed.output}"
+    assert "1 archives cannot be read" in listed.output
+    assert says in told("archive", "restore", damaged).output
+    assert told("archive", "restore", whole).exit_code == 0
+
+
+def test_an_object_store_without_credentials_is_told(operator: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its library has errors of its own, which ended the command with a traceback and the pass without a report."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, "/dev/null")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("MAINTENANCE_ARCHIVE", "s3://bucket/archive")
+    says = "Unable to locate credentials"
+    listed = told("archive", "list")
+    assert (listed.exit_code, listed.output) == (
+        1,
+        f"Error: {says}. Archives are looked for in s3://bucket/archive (MAINTENANCE_ARCHIVE).\n",
+    )
+    operator.write(analysis_tasks, OLD)
+    report = archive_old_tasks(operator.lab(archive="s3://bucket/archive"), timedelta(days=30), operator.options())
+    assert (report.status, report.error) == ("failed", says)
+    assert len(operator.rows(analysis_tasks)) == 1
 
 
 def test_a_missing_application_is_restored_within_its_grace(operator: Scene) -> None:
@@ -95,9 +143,17 @@ def test_a_missing_application_is_restored_within_its_grace(operator: Scene) -> 
     assert (row["missing_since"], row["missing_looks"], row["missing_seen_at"]) == (None, 0, None)
 
 
-def test_an_application_that_is_not_marked_is_told(operator: Scene) -> None:
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("gpt/app1", "gpt/app1 is not marked as missing: there is nothing to take back."),
+        ("gpt/app2", "There is no application gpt/app2. If maintenance has deleted it, it is in an archive"),
+        ("nonsense", "'nonsense' names no application; write for example openai_gpt-4o/app1."),
+        ("../x/app1", "'../x' is no model slug"),
+    ],
+)
+def test_an_application_that_is_not_marked_not_there_or_none_is_told(operator: Scene, name: str, says: str) -> None:
     operator.application("gpt", 1)
-    result = told("restore", "app", "gpt/app1")
+    result = told("restore", "app", name)
     assert result.exit_code == 1
-    assert "No application gpt/app1 is marked as missing" in result.output
-    assert "archive list --kind generated_applications" in result.output
+    assert says in result.output

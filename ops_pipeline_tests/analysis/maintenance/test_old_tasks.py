@@ -370,12 +370,14 @@ def test_a_row_that_somebody_holds_is_left_to_the_next_run(
 
 
 def test_a_dry_run_writes_nothing(scene: Scene) -> None:
+    task(scene, 90 * DAY, labels=["legal_hold"], folder=False)
     root = tree(scene)
     before = everything(scene)
     report = sweep(scene, dry_run=True)
     assert changed(report) == [(f"{root} (gpt/app1)", "archive and delete")]
     assert "with 2 tasks below it" in report.changes[0].reason
     assert (report.planned, report.outcome.changed, report.left) == (1, 0, 0)
+    # What is held is no backlog.
     assert report.backlog_seconds == pytest.approx(86_400, abs=60)
     assert everything(scene) == before
     assert len(folders(scene)) == 3
