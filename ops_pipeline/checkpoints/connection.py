@@ -141,7 +141,10 @@ def in_words(where: str) -> Generator[None, None, None]:
     try:
         yield
     except redis.AuthenticationError as error:
-        raise Unavailable(f"{where}: {_first_line(error)}. Check user and password of the Redis URL.") from None
+        told = _first_line(error)
+        if "HELLO must be called" in told:
+            told = "it wants a password, and none was given"
+        raise Unavailable(f"{where}: {told}. Check user and password of the Redis URL.") from None
     except redis.BusyLoadingError:
         raise Unavailable(f"{where} is still loading its data: run again when it has.") from None
     except redis.ReadOnlyError:

@@ -13,11 +13,12 @@ from ops_pipeline.checkpoints.layouts import Prefixes
 from ops_pipeline.checkpoints.policy import DAY, Policy, glob_of
 from ops_pipeline.checkpoints.removal import IN_USE
 from ops_pipeline.checkpoints.sweep import NO_CHECKPOINT, Options, Swept
-from ops_pipeline.reconcile import Outcome, SafetyLimit, markdown_table
+from ops_pipeline.reconcile import Outcome, SafetyLimit, changes_table, markdown_table
 from ops_pipeline.settings import Settings
 
 MINUTE, HOUR, DAILY_HOURS = 60.0, 3600.0, 25.0
 SMALLEST_POPULATION = 20
+DATABASE_FROM = "the number in CHECKPOINT_REDIS_URL, or LANGGRAPH_REDIS_DB"
 MEGABYTE = 1_048_576
 
 
@@ -124,6 +125,8 @@ def result_of(swept: Swept, retention: Retention, error: str | None) -> dict[str
         "retention_days": retention.days,
         "error": error,
         "threads": swept.threads,
+        "threads_planned": swept.planned,
+        "keys_planned": swept.planned_keys,
         "threads_removed": sum(swept.removed.values()),
         "removed": dict(swept.removed),
         "kept": dict(swept.kept),
@@ -141,6 +144,33 @@ def result_of(swept: Swept, retention: Retention, error: str | None) -> dict[str
         "resident_bytes_after": swept.resident_bytes[1],
         "duration_seconds": round(swept.seconds, 3),
     }
+
+
+def summary_of(swept: Swept, where: str, request: Request) -> str:
+    """What a sweep found and did, or would do, in a sentence for the log."""
+    done = sum(swept.removed.values())
+    if request.dry_run:
+        what = f"{swept.planned} threads would go with {swept.planned_keys} keys; this is a dry run"
+    else:
+        goes = "went" if request.expire_hours is None else "expire"
+        what = f"{done} of {swept.planned} threads that were to go {goes}, with {swept.deleted} keys"
+    stay = ", ".join(f"{count} {why}" for why, count in sorted(swept.kept.items(), key=lambda item: -item[1]))
+    kept = f" Kept: {stay}." if stay else ""
+    return f"{where}: {swept.threads} threads in {swept.matched} of {swept.processed} keys; {what}.{kept}"
+
+
+def changes_of(swept: Swept, error: str | None) -> str:
+    """The first of the changes as a Markdown table, under how many there are."""
+    if not swept.changes:
+        return "Nothing was decided." if error else "Nothing to do."
+    more = f", the first {len(swept.changes)} of them" if swept.planned > len(swept.changes) else ""
+    return f"{swept.planned} threads, {swept.planned_keys} keys{more}:\n\n{changes_table(swept.changes)}"
+
+
+def failure_of(swept: Swept, error: str) -> str:
+    """Why a sweep failed, and what it had done before."""
+    done = f"{swept.deleted} keys were deleted before." if swept.deleted else "Nothing was deleted."
+    return f"{error.rstrip('.')}. {done}"
 
 
 def warnings_of_request(request: Request) -> list[str]:
@@ -173,10 +203,10 @@ def warnings_of(swept: Swept, retention: Retention, where: str, prefixes: Prefix
     if swept.processed and not swept.matched:
         found.append(
             f"None of {swept.processed} keys in database {database} of {where} is of a checkpoint"
-            f" ({prefixes.checkpoint}:*, {prefixes.write}:*): is it the right database (LANGGRAPH_REDIS_DB)?"
+            f" ({prefixes.checkpoint}:*, {prefixes.write}:*): is it the right database ({DATABASE_FROM})?"
         )
     elif not swept.processed:
-        found.append(f"Database {database} of {where} is empty: is it the right one (LANGGRAPH_REDIS_DB)?")
+        found.append(f"Database {database} of {where} is empty: is it the right one ({DATABASE_FROM})?")
     if swept.unknown:
         examples = ", ".join(key.decode("utf-8", "backslashreplace") for key in swept.unknown_examples[:3])
         found.append(

@@ -85,13 +85,13 @@ class Policy:
     def __post_init__(self) -> None:
         """Refuse what cannot have been meant."""
         if self.retention <= 0 or any(seconds <= 0 for _, seconds in self.by_thread):
-            raise ValueError("a retention must be longer than nothing")
+            raise ValueError("a retention must be longer than nothing: give days above 0")
         if self.grace < 0 or self.trim_age < 0:
             raise ValueError("no key is younger than nothing: a grace and a trim age are zero or more")
         if self.keep_newest is not None and self.keep_newest < 1:
             raise ValueError("at least one checkpoint of a live thread must be kept")
         if self.erase and not self.only:
-            raise ValueError("to delete all of a thread, name the threads")
+            raise ValueError("to delete all of a thread (delete_all), name the threads (threads)")
 
     def retention_of(self, thread: bytes) -> float:
         """How long this thread is kept after its newest checkpoint."""

@@ -36,6 +36,7 @@ NO_CHECKPOINT = "orphans, and no checkpoint anywhere"
 TOLD_EVERY_SECONDS = 5.0
 EXAMPLES = 50
 LARGEST_THREADS = 20
+RECIPES = (b"checkpoint$", b"writes$")
 OURS = {LOCK.encode(), EXPIRING.encode()}
 
 
@@ -233,9 +234,11 @@ class _Sweeper:
 
     def _guard(self, verdicts: Sequence[Verdict], population: int) -> None:
         """Refuse a pass in which too many threads would go; orphans are no threads."""
+        self.swept.planned += len(verdicts)
         self.swept.planned_keys += sum(verdict.size for verdict in verdicts)
         shown = verdicts[: EXAMPLES - len(self.swept.changes)]
-        self.swept.changes += [change_of(verdict, self.now) for verdict in shown]
+        expires = self.options.expire_seconds is not None
+        self.swept.changes += [change_of(verdict, self.now, expires=expires) for verdict in shown]
         # The limit counts: 100,000 changes in words would take longer than deciding about them.
         whole = sum(verdict.action in {WHOLE, ERASED} for verdict in verdicts)
         self.options.limit.check(Plan((Change("thread", "delete", ""),) * whole, scanned=population))
@@ -284,11 +287,15 @@ def _without_ours(page: list[bytes]) -> list[bytes]:
     return page if OURS.isdisjoint(page) else [key for key in page if key not in OURS]
 
 
-def change_of(verdict: Verdict, now: float) -> Change:
+def change_of(verdict: Verdict, now: float, *, expires: bool = False) -> Change:
     """A verdict as a plan shows it."""
     name = verdict.thread.decode("utf-8", "backslashreplace")
+    if name.startswith("$") and any(key.startswith(RECIPES) for key in verdict.keys):
+        # As a person has to name it: the dollar only tells it from a saver's thread of the same id.
+        name = name.removeprefix("$")
     was = f"newest {(now - verdict.newest) / DAY:.0f} days old" if verdict.newest else ""
     what = {WHOLE: "delete", ERASED: "erase", ORPHANS: "delete orphans"}.get(verdict.action, "trim")
+    what = "let expire" if expires else what
     return Change(key=name, action=f"{what}: {verdict.size} keys", reason=verdict.reason, planned_from=was)
 
 

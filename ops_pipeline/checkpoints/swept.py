@@ -59,6 +59,7 @@ class Swept:
         ages: threads by whole days since their newest checkpoint.
         largest: the largest threads, with their keys.
         changes: the first of the changes, as a plan shows them.
+        planned: how many threads were to go, in whole or in part, and with how many keys.
         seconds: how long it took.
     """
 
@@ -80,6 +81,7 @@ class Swept:
     ages: Counter[int] = field(default_factory=Counter)
     largest: list[tuple[int, bytes]] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
+    planned: int = 0
     planned_keys: int = 0
     seconds: float = 0.0
 

@@ -35,6 +35,8 @@ from ops_pipeline.checkpoints.connection import configured_url, in_words, open_s
 from ops_pipeline.checkpoints.plans import (
     Request,
     Retention,
+    changes_of,
+    failure_of,
     largest_table,
     options_of,
     outcome_of,
@@ -42,6 +44,7 @@ from ops_pipeline.checkpoints.plans import (
     prefixes_of,
     result_of,
     retention_now,
+    summary_of,
     warnings_of,
     warnings_of_request,
 )
@@ -50,7 +53,7 @@ from ops_pipeline.defs.metadata import JOB_METADATA, OWNERS, outcome_metadata
 from ops_pipeline.defs.resources import OperationsDatabase
 from ops_pipeline.defs.runs import in_flight_text, job_tags
 from ops_pipeline.operations.outcomes import record_outcome
-from ops_pipeline.reconcile import PlanRefused, Unavailable, changes_table
+from ops_pipeline.reconcile import PlanRefused, Unavailable
 from ops_pipeline.settings import Settings
 
 JOB = "cleanup_checkpoints"
@@ -114,7 +117,7 @@ def cleanup_job(settings: Settings) -> JobDefinition:
         for warning in warnings:
             context.log.warning(warning)
         result = result_of(swept, retention, error)
-        metadata = {**_shown(swept, retention, warnings), **_numbers(result)}
+        metadata = {**_shown(swept, retention, warnings, error), **_numbers(result)}
         if not config.dry_run:
             outcome = outcome_of(swept, failed=error is not None)
             record_outcome(
@@ -123,7 +126,7 @@ def cleanup_job(settings: Settings) -> JobDefinition:
             metadata |= outcome_metadata(outcome)
             context.log_event(AssetMaterialization(AssetKey(STORE), metadata=metadata))
         if error:
-            raise Failure(f"{error} {swept.deleted} keys were deleted before.", metadata=metadata, allow_retries=False)
+            raise Failure(failure_of(swept, error), metadata=metadata, allow_retries=False)
         context.add_output_metadata(metadata)
 
     @job(
@@ -160,6 +163,7 @@ def _sweep(
         retention = retention_now(settings, request, used)
         policy, options = policy_of(settings, request, retention), options_of(settings, request)
         sweep(store, prefixes, policy, options, swept=swept, told=told)
+        told(summary_of(swept, store.where, request))
         found = warnings_of(swept, retention, store.where, prefixes, store.database)
         return retention, [*found, *warnings_of_request(request)]
 
@@ -170,14 +174,14 @@ def _numbers(result: dict[str, Any]) -> dict[str, Any]:
     return {**plotted, "result": MetadataValue.json(json.loads(json.dumps(result)))}
 
 
-def _shown(swept: Swept, retention: Retention, warnings: list[str]) -> dict[str, Any]:
+def _shown(swept: Swept, retention: Retention, warnings: list[str], error: str | None) -> dict[str, Any]:
     # matplotlib takes half a second to import, which no other run has to pay.
     from ops_pipeline.checkpoints.figures import picture  # noqa: PLC0415
 
     image = base64.b64encode(picture(swept.ages, swept.largest, retention.days)).decode()
     # The log of a run shows the first six entries of many: what a person decides by comes before all numbers.
     return {
-        "changes": MetadataValue.md(changes_table(swept.changes) if swept.changes else "Nothing to do."),
+        "changes": MetadataValue.md(changes_of(swept, error)),
         "warnings": MetadataValue.md("\n".join(f"- {warning}" for warning in warnings) or "None."),
         "threads_by_age": MetadataValue.md(f"![Threads by age](data:image/png;base64,{image})"),
         "largest_threads": MetadataValue.md(largest_table(swept)),

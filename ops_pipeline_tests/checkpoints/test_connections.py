@@ -316,6 +316,7 @@ def test_wrong_logins_are_told_without_secrets(guarded: RedisServer) -> None:
         guarded.url(),
     ):
         assert refusal(url).endswith(advice)
+    assert "it wants a password, and none was given" in refusal(guarded.url())
 
 
 def test_nobody_at_that_port_is_told_at_once() -> None:

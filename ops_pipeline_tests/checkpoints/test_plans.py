@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from ops_pipeline.checkpoints.plans import (
     SMALLEST_POPULATION,
     Request,
     Retention,
+    changes_of,
+    failure_of,
     largest_table,
     options_of,
     outcome_of,
@@ -21,10 +24,12 @@ from ops_pipeline.checkpoints.plans import (
     prefixes_of,
     result_of,
     retention_now,
+    summary_of,
     warnings_of,
 )
 from ops_pipeline.checkpoints.policy import DAY
 from ops_pipeline.checkpoints.sweep import Swept
+from ops_pipeline.reconcile import Change
 from ops_pipeline.settings import Settings
 
 USUAL = Retention(30)
@@ -226,7 +231,32 @@ def test_the_result_says_what_was_left_alone_and_why() -> None:
     assert json.loads(json.dumps(result)) == result
 
 
+def test_the_log_says_in_a_sentence_what_went_or_would_go() -> None:
+    """A dry run told its totals nowhere: of 198 threads its table showed 50."""
+    swept = replace(SWEPT, planned=15, planned_keys=150)
+    went = "redis://r: 50 threads in 600 of 1000 keys; {}. Kept: 30 live, 5 pinned."
+    assert summary_of(swept, "redis://r", Request()) == went.format(
+        "12 of 15 threads that were to go went, with 120 keys"
+    )
+    assert "that were to go expire, with" in summary_of(swept, "redis://r", Request(expire_hours=30))
+    swept = replace(swept, removed=Counter(), deleted=0)
+    assert summary_of(swept, "redis://r", Request(dry_run=True)) == went.format(
+        "15 threads would go with 150 keys; this is a dry run"
+    )
+
+
+def test_changes_are_shown_under_how_many_there_are() -> None:
+    some = [Change(key="a", action="delete: 5 keys", reason="old")]
+    assert changes_of(Swept(changes=some, planned=1, planned_keys=5), None).startswith("1 threads, 5 keys:\n\n| object")
+    many = changes_of(Swept(changes=some, planned=198, planned_keys=3200), None)
+    assert many.startswith("198 threads, 3200 keys, the first 1 of them:\n\n| object")
+    assert changes_of(Swept(), None) == "Nothing to do."
+    assert changes_of(Swept(), "no such host") == "Nothing was decided."
+
+
 def test_a_failure_says_what_was_done_before() -> None:
+    assert failure_of(Swept(), "no such host") == "no such host. Nothing was deleted."
+    assert failure_of(Swept(deleted=2), "Lost.") == "Lost. 2 keys were deleted before."
     result = result_of(Swept(processed=5, deleted=2), USUAL, "connection lost")
     assert (result["success"], result["error"], result["deleted_count"]) == (False, "connection lost", 2)
     assert json.loads(json.dumps(result_of(Swept(), USUAL, "")))["success"] is False
@@ -251,12 +281,13 @@ def test_no_key_of_a_checkpoint_is_said_with_database_and_patterns() -> None:
     """The original looked into another database than the savers wrote to, and was a success for months."""
     assert warned(Swept(processed=10, foreign=10)) == [
         "None of 10 keys in database 2 of redis at cache:6379 is of a checkpoint (app:*, app_write:*): is it the right"
-        " database (LANGGRAPH_REDIS_DB)?"
+        " database (the number in CHECKPOINT_REDIS_URL, or LANGGRAPH_REDIS_DB)?"
     ]
 
 
 def test_an_empty_database_is_said() -> None:
-    assert warned(Swept()) == ["Database 2 of redis at cache:6379 is empty: is it the right one (LANGGRAPH_REDIS_DB)?"]
+    (warning,) = warned(Swept())
+    assert warning.startswith("Database 2 of redis at cache:6379 is empty: is it the right one (the number in ")
 
 
 def test_unknown_keys_are_said_with_examples_whatever_their_bytes() -> None:

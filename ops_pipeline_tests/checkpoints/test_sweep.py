@@ -108,6 +108,8 @@ def test_all_layouts_live_in_one_database_side_by_side(server: RedisServer, clie
     assert (swept.unknown, swept.foreign) == (0, 0)
     assert {name: load(client, f"live {name}") for name, (_, load) in LAYOUTS.items()} == expected
     assert [key for key in client.scan_iter() if b"idle" in key] == []
+    # As a person has to name them: the recipe's was shown as `$idle recipe of hashes`, which finds no thread.
+    assert {change.key for change in swept.changes} == {f"idle {name}" for name in LAYOUTS}
 
 
 def test_nested_namespaces_live_and_die_with_their_thread(server: RedisServer, client: redis.Redis) -> None:
@@ -489,6 +491,7 @@ def test_idle_threads_expire_and_one_that_comes_alive_stays_alive(server: RedisS
     put_writes(client, f"orphan:{EMPTY}", uuid6(ago(4)), (0,))
     swept = run(server, expire_seconds=100.0, jitter_seconds=1000.0)
     assert (swept.removed, swept.deleted) == ({"whole": 40}, 20 * 5 + 20)
+    assert {change.action for change in swept.changes} == {"let expire: 5 keys", "let expire: 1 keys"}
     lives = {key: client.ttl(key) for key in client.scan_iter()}
     assert all(lives[key] == -1 for key in (*keys_of(client, "live"), *keys_of(client, "orphan")))
     idle = {key: left for key, left in lives.items() if b"idle" in key or b"plain" in key}

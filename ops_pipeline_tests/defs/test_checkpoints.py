@@ -167,7 +167,7 @@ def test_a_wrong_database_is_told_with_its_number_and_the_patterns(home: Deploym
     assert result.success
     told = materialized(result)["warnings"]
     assert "None of 1 keys in database 2 of redis://***@127.0.0.1" in told
-    assert "(checkpoint:*, checkpoint_write:*): is it the right database (LANGGRAPH_REDIS_DB)?" in told
+    assert "(checkpoint:*, checkpoint_write:*): is it the right database (the number in CHECKPOINT" in told
     logs = [record.user_message for record in home.instance.all_logs(result.run_id) if record.level >= 30]
     assert any("in database 2" in line for line in logs)
 
@@ -211,6 +211,8 @@ def test_a_dry_run_shows_and_records_nothing(home: Deployment, client: redis.Red
     assert result.get_asset_materialization_events() == []
     metadata = shown(result)
     assert (metadata["deleted_count"], metadata["threads"]) == (0, 1)
+    assert (metadata["threads_planned"], metadata["keys_planned"]) == (1, 5)
+    assert metadata["changes"].startswith("1 threads, 5 keys:")
     assert "| idle | delete: 5 keys | newest 40 days old |" in metadata["changes"].replace(":__empty__", "")
 
 
@@ -221,7 +223,7 @@ def test_a_plan_that_takes_too_much_is_refused_until_the_limit_is_raised(home: D
     before = snapshot(client)
     told, metadata = failure(run(home))
     assert "30 of 30 objects are more than the limit of 80%" in told
-    assert "0 keys were deleted before." in told
+    assert "Nothing was deleted." in told
     assert (metadata["success"], metadata["deleted_count"]) == (False, 0)
     assert "| delete: 5 keys |" in metadata["changes"]
     assert snapshot(client) == before
