@@ -15,7 +15,7 @@ from ops_pipeline.defs.logs import tell_runs
 from ops_pipeline.defs.maintenance.build import maintenance_defs
 from ops_pipeline.defs.resources import IN_MEMORY, OperationsDatabase
 from ops_pipeline.defs.services import services_defs
-from ops_pipeline.defs.ticks import read_migrations_once
+from ops_pipeline.defs.ticks import make_ticks_cheap
 from ops_pipeline.defs.usage.build import usage_defs
 from ops_pipeline.settings import load_settings
 
@@ -54,4 +54,4 @@ def build_defs(*, database: OperationsDatabase | None = None, **overrides: Any) 
 
 defs = build_defs()
 tell_runs(load_settings())
-read_migrations_once()
+make_ticks_cheap()

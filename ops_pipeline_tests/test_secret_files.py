@@ -18,6 +18,7 @@ from ops_pipeline.settings import (
     SettingsError,
     environment_of_leader,
     load_settings,
+    operations_url,
     secret_file_variables,
     secret_variable,
 )
@@ -60,6 +61,31 @@ def test_every_secret_may_stand_in_a_file(monkeypatch: pytest.MonkeyPatch, file:
     assert isinstance(value, SecretStr)
     assert value.get_secret_value() == VALUES[name]
     assert secret_variable(name) == value
+
+
+def test_ticks_find_the_database_where_all_the_settings_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: Path
+) -> None:
+    """They read the few variables that say where, and no others."""
+    monkeypatch.chdir(tmp_path)
+
+    def same() -> str:
+        assert operations_url() == load_settings().operations_url()
+        return operations_url()
+
+    assert same() == f"sqlite:///{tmp_path}/.dagster_home/ops_pipeline.db"
+    monkeypatch.setenv("dagster_home", "elsewhere")
+    assert same() == f"sqlite:///{tmp_path}/elsewhere/ops_pipeline.db"
+    (tmp_path / ".env").write_text("DATABASE_URL=sqlite:////srv/env.db\n")
+    assert same() == "sqlite:////srv/env.db"
+    file.write_text(VALUES["DATABASE_URL"])
+    monkeypatch.setenv("DATABASE_URL_FILE", str(file))
+    monkeypatch.setenv("DATABASE_URL", "")
+    (tmp_path / ".env").unlink()
+    assert same() == VALUES["DATABASE_URL"]
+    monkeypatch.setenv("DATABASE_URL", "mysql://h/d")
+    with pytest.raises(SettingsError, match="DATABASE_URL"):
+        operations_url()
 
 
 def test_no_secret_is_forgotten_here_and_example_names_them_all() -> None:

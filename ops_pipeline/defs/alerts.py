@@ -21,7 +21,7 @@ from dagster import (
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from ops_pipeline.database.locks import Held, exclusive
-from ops_pipeline.defs.health import job_facts
+from ops_pipeline.defs.health import failure_facts
 from ops_pipeline.defs.resources import OperationsDatabase
 from ops_pipeline.operations.alerts.causes import FailedCheck, causes_of
 from ops_pipeline.operations.alerts.policy import AlertPolicy, read_policy
@@ -65,7 +65,8 @@ def _tell(
     instance: DagsterInstance, repository: RepositoryDefinition, database: OperationsDatabase, policy: AlertPolicy
 ) -> str:
     deadline = time.monotonic() + BUDGET_SECONDS
-    jobs, checks = job_facts(instance, repository), failed_checks(instance, repository)
+    jobs = failure_facts(instance, repository, policy.thresholds.of)
+    checks = failed_checks(instance, repository)
     causes = causes_of(jobs, checks, policy.thresholds, datetime.now(UTC))
     try:
         with exclusive(database.engine, NAME, wait_seconds=0):
@@ -76,7 +77,8 @@ def _tell(
 
 
 def _words(done: Alerted) -> str:
-    wrong = f"{done.wrong} things are wrong" if done.wrong else "Nothing is wrong"
+    things = "1 thing is" if done.wrong == 1 else f"{done.wrong} things are"
+    wrong = f"{things} wrong" if done.wrong else "Nothing is wrong"
     changes = f"{done.opened} new, {done.reminded} told again, {done.resolved} over; {done.sent} messages sent"
     failed = f" Not delivered: {'; '.join(done.failed)}." if done.failed else ""
     return f"{wrong}: {changes}.{failed}"

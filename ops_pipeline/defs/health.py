@@ -3,7 +3,8 @@
 What belongs here: reading facts for `operations/health`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from dagster import DagsterInstance, DagsterRunStatus, RepositoryDefinition, RunsFilter
@@ -25,21 +26,37 @@ HIDDEN = "__"
 
 def job_facts(instance: DagsterInstance, repository: RepositoryDefinition) -> list[JobFacts]:
     """The facts of every job, by name."""
+    return [
+        replace(facts, at_work=_at_work(instance, facts.name))
+        for facts in failure_facts(instance, repository, lambda _: RUNS_LOOKED_AT)
+    ]
+
+
+def failure_facts(
+    instance: DagsterInstance, repository: RepositoryDefinition, most_failures: Callable[[str], int]
+) -> list[JobFacts]:
+    """The same without what is at work, and of runs no more than it takes to see whether so many failed in a row."""
     automations = automations_by_job(instance, repository)
     names = sorted(name for name in repository.job_names if not name.startswith(HIDDEN))
     return [
-        JobFacts(name, _at_work(instance, name), last_runs(instance, name), tuple(automations.get(name, ())))
+        JobFacts(name, 0, _runs_in_question(instance, name, most_failures(name)), tuple(automations.get(name, ())))
         for name in names
     ]
+
+
+def _runs_in_question(instance: DagsterInstance, job: str, most: int) -> tuple[EndedRun, ...]:
+    runs = last_runs(instance, job, most)
+    # So many failed in a row: more of them may have.
+    return runs if most >= RUNS_LOOKED_AT or any(run.succeeded for run in runs) else last_runs(instance, job)
 
 
 def _at_work(instance: DagsterInstance, job: str) -> int:
     return instance.get_runs_count(RunsFilter(job_name=job, statuses=UNFINISHED))
 
 
-def last_runs(instance: DagsterInstance, job: str) -> tuple[EndedRun, ...]:
+def last_runs(instance: DagsterInstance, job: str, most: int = RUNS_LOOKED_AT) -> tuple[EndedRun, ...]:
     """The last runs of a job that ended well or badly, newest first; those that a person ended are left out."""
-    records = instance.get_run_records(RunsFilter(job_name=job, statuses=FINISHED), limit=RUNS_LOOKED_AT)
+    records = instance.get_run_records(RunsFilter(job_name=job, statuses=FINISHED), limit=most)
     return tuple(
         EndedRun(
             record.dagster_run.run_id,

@@ -4,6 +4,7 @@ What belongs here: opening and closing of what runs, schedules and sensors need.
 """
 
 from contextlib import ExitStack
+from functools import lru_cache
 
 from dagster import ConfigurableResource, InitResourceContext, Out
 from pydantic import Field, PrivateAttr
@@ -12,7 +13,7 @@ from sqlalchemy import Engine
 from ops_pipeline.database.engine import connect
 from ops_pipeline.database.locks import exclusive
 from ops_pipeline.defs.runs import JOB_TAG
-from ops_pipeline.settings import load_settings
+from ops_pipeline.settings import operations_url
 
 IN_MEMORY = "in_memory"
 HANDED_ON = Out(io_manager_key=IN_MEMORY)
@@ -33,6 +34,15 @@ def job_of(context: InitResourceContext) -> str | None:
     return run.job_name if run is not None and run.tags.get(JOB_TAG) == run.job_name else None
 
 
+@lru_cache(maxsize=4)
+def _engine(url: str) -> Engine:
+    """The engine of a URL, kept for the SQL that it has compiled: ticks are many, and send the same.
+
+    Its connections are not kept: whoever has used it disposes of them, and others go on with theirs.
+    """
+    return connect(url)
+
+
 class OperationsDatabase(ConfigurableResource):
     """The operations database, from DATABASE_URL or embedded in the Dagster home."""
 
@@ -49,7 +59,7 @@ class OperationsDatabase(ConfigurableResource):
         Raises:
             Held: another deployment has run the same job all the while.
         """
-        self._engine = connect(self.url or load_settings().operations_url())
+        self._engine = _engine(self.url or operations_url())
         job = job_of(context)
         if job is not None:
             # Dagster's limits hold within one deployment; two that share this database know nothing of each other.
@@ -77,5 +87,5 @@ class OperationsDatabase(ConfigurableResource):
     def engine(self) -> Engine:
         """The SQLAlchemy engine of this run or tick."""
         if self._engine is None:
-            self._engine = connect(self.url or load_settings().operations_url())
+            self._engine = _engine(self.url or operations_url())
         return self._engine

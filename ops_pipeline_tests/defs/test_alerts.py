@@ -42,11 +42,22 @@ def test_a_failed_job_is_told_once_with_a_link_to_its_run(here: Deployment, hook
     with writing(here.engine) as connection:
         connection.execute(text("ALTER TABLE model_calls RENAME TO gone"))
     result = here.run_job(JOB)
-    assert sense(here) == "1 things are wrong: 1 new, 0 told again, 0 over; 1 messages sent."
-    assert sense(here) == "1 things are wrong: 0 new, 0 told again, 0 over; 0 messages sent."
+    assert sense(here) == "1 thing is wrong: 1 new, 0 told again, 0 over; 1 messages sent."
+    assert sense(here) == "1 thing is wrong: 0 new, 0 told again, 0 over; 0 messages sent."
     (message,) = hook.received
     assert message["key"] == f"job:{JOB}"
     assert message["url"] == f"http://127.0.0.1:3000/runs/{result.run_id}"
+
+
+def test_how_often_a_job_failed_is_counted_beyond_its_threshold(here: Deployment, hook: Webhook) -> None:
+    """No more runs are read than it takes to see that all is well."""
+    assert here.run_job(JOB).success
+    with writing(here.engine) as connection:
+        connection.execute(text("ALTER TABLE model_calls RENAME TO gone"))
+    for _ in range(3):
+        here.run_job(JOB)
+    sense(here)
+    assert hook.received[0]["text"].startswith("Its last 3 runs failed, the latest at ")
 
 
 def test_a_failed_check_is_told_until_it_passes(here: Deployment, hook: Webhook) -> None:

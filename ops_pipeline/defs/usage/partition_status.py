@@ -9,6 +9,7 @@ What belongs here: the comparison and the sensor.
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from dagster import (
     AssetKey,
@@ -30,7 +31,7 @@ from ops_pipeline.defs.resources import OperationsDatabase
 from ops_pipeline.defs.runs import keys_in_backfills, ranges_in_flight
 from ops_pipeline.defs.usage.jobs import job_name
 from ops_pipeline.defs.usage.partitions import hour_key
-from ops_pipeline.usage.hours import next_month
+from ops_pipeline.usage.hours import floor_hour, next_month
 from ops_pipeline.usage.progress import done_hours, failed_attempts
 from ops_pipeline.usage.tables import usage_days, usage_months
 
@@ -42,8 +43,7 @@ def keys_to_mark(
     instance: DagsterInstance, asset: AssetKey, partitions: PartitionsDefinition, done: Mapping[str, str]
 ) -> list[str]:
     """Partitions that are done but do not look so, oldest first; those a run is at work on are left to it."""
-    # As a set: has_partition_key takes 0.15 ms a key, 13 s for ten years of hours.
-    existing = set(partitions.get_partition_keys())
+    existing = _existing_keys(partitions, floor_hour(datetime.now(UTC)))
     known = [key for key in done if key in existing]
     status = instance.get_status_by_partition(asset, known, partitions) or {}
     unmarked = sorted(key for key in known if status.get(key) != AssetPartitionStatus.MATERIALIZED)
@@ -52,6 +52,15 @@ def keys_to_mark(
     busy = keys_in_backfills(instance, asset)
     ranges = ranges_in_flight(instance, asset, job_name(asset.to_user_string()))
     return [key for key in unmarked if key not in busy and not any(first <= key <= last for first, last in ranges)]
+
+
+@lru_cache(maxsize=8)
+def _existing_keys(partitions: PartitionsDefinition, _hour: datetime) -> frozenset[str]:
+    """The keys that there are in an hour: a year of them takes 0.1 s, and the sensor asks each minute.
+
+    As a set: has_partition_key takes 0.15 ms a key, 13 s for ten years of hours.
+    """
+    return frozenset(partitions.get_partition_keys())
 
 
 def done_days(connection: Connection) -> dict[str, str]:
