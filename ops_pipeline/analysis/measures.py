@@ -13,10 +13,10 @@ from sqlalchemy import Connection, func, select
 from ops_pipeline.analysis.maintenance.tables import maintenance_passes
 from ops_pipeline.analysis.pipelines.tables import pipelines
 from ops_pipeline.analysis.states import PENDING
-from ops_pipeline.analysis.tables import analysis_tasks, analysis_workers, analyzer_services
+from ops_pipeline.analysis.tables import HAS_UNKNOWN_STATUS, analysis_tasks, analysis_workers, analyzer_services
 from ops_pipeline.measuring import Measure, age_seconds, single
 
-RUNNING = "running"
+RUNNING, UNKNOWN = "running", "unknown"
 
 
 def measure_analysis(connection: Connection, now: datetime) -> Sequence[Measure]:
@@ -29,12 +29,18 @@ def _queue(connection: Connection, now: datetime) -> list[Measure]:
     depth: dict[tuple[str, ...], float] = {}
     claimable = select(task.service, func.count()).where(task.status == PENDING, task.held_since.is_(None))
     at_work = select(task.service, func.count()).where(task.status == RUNNING)
-    for state, query in ((PENDING, claimable), (RUNNING, at_work)):
+    unknown = select(task.service, func.count()).where(HAS_UNKNOWN_STATUS)
+    for state, query in ((PENDING, claimable), (RUNNING, at_work), (UNKNOWN, unknown)):
         for service, count in connection.execute(query.group_by(task.service)):
             depth[service, state] = count
     oldest = select(func.min(task.created_at)).where(task.status == PENDING, task.held_since.is_(None))
     return [
-        Measure("ops_pipeline_analysis_tasks", "Tasks that have not ended.", ("service", "state"), depth),
+        Measure(
+            "ops_pipeline_analysis_tasks",
+            "Tasks that have not ended; those with a status that nobody knows never will, as `unknown`.",
+            ("service", "state"),
+            depth,
+        ),
         single(
             "ops_pipeline_analysis_oldest_task_seconds",
             "Age of the oldest task that waits, those that wait for a due time included.",

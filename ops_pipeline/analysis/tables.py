@@ -38,6 +38,7 @@ CREATED, PENDING, RUNNING = "created", "pending", "running"
 COMPLETED, PARTIAL_SUCCESS, FAILED, CANCELLED = "completed", "partial_success", "failed", "cancelled"
 UNFINISHED = (CREATED, PENDING, RUNNING)
 TERMINAL = (COMPLETED, PARTIAL_SUCCESS, FAILED, CANCELLED)
+STATUSES = (*UNFINISHED, *TERMINAL)
 
 UNIFIED = "unified"
 """The service of parents."""
@@ -125,6 +126,8 @@ _TRANSIENT = text("status = 'failed' AND error_class = 'transient'")
 _HAS_PARENT, _HAS_PIPELINE = text("parent_id IS NOT NULL"), text("pipeline_id IS NOT NULL")
 _FINISHED = text("completed_at IS NOT NULL AND parent_id IS NULL")
 HAS_RUN_KEY = text("run_key IS NOT NULL")
+HAS_UNKNOWN_STATUS = text(f"status NOT IN ({', '.join(map(repr, STATUSES))})")
+"""Another program spelled it in its own way: such a task is never claimed and never ends."""
 _CREATED = text("status = 'created'")
 _UNSTAMPED = text("status IN ('completed', 'partial_success', 'failed', 'cancelled') AND completed_at IS NULL")
 
@@ -143,6 +146,7 @@ _index("analysis_tasks_finished", _task.completed_at, where=_FINISHED)
 Index("analysis_tasks_run_key", _task.run_key, unique=True, postgresql_where=HAS_RUN_KEY, sqlite_where=HAS_RUN_KEY)
 _index("analysis_tasks_created", _task.created_at, where=_CREATED)
 _index("analysis_tasks_unstamped", _task.id, where=_UNSTAMPED)
+_index("analysis_tasks_unknown", _task.service, _task.id, where=HAS_UNKNOWN_STATUS)
 
 analysis_results = Table(
     "analysis_results",

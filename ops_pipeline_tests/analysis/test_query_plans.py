@@ -11,6 +11,8 @@ import pytest
 from sqlalchemy import Engine, event, insert, select
 
 from ops_pipeline.analysis.leases import heartbeat
+from ops_pipeline.analysis.maintenance.task_store import read_unknown
+from ops_pipeline.analysis.measures import measure_analysis
 from ops_pipeline.analysis.recovery.due import count_due
 from ops_pipeline.analysis.states import succeeded
 from ops_pipeline.analysis.tables import analysis_tasks
@@ -23,7 +25,7 @@ from ops_pipeline_tests.servers import PostgresServer
 
 pytestmark = pytest.mark.xdist_group("a history of tasks")
 
-UNFINISHED = [f"analysis_tasks_{name}" for name in ("claim", "running", "transient", "created")]
+UNFINISHED = [f"analysis_tasks_{name}" for name in ("claim", "running", "transient", "created", "unknown")]
 OLD = """
     INSERT INTO analysis_tasks (id, service, target, status, error_class, attempt, created_at, completed_at)
     SELECT 'old-' || n, 'static', 'acme/app1',
@@ -110,6 +112,15 @@ def test_heartbeats_looks_for_work_and_recovery_leave_history_alone(history: Eng
         assert sum(count_due(history, POLICY).values()) == 0
 
     assert_history_is_left_alone(plans_of(history, heartbeats_and_looks))
+
+
+def test_monitoring_and_the_look_for_unknown_statuses_leave_history_alone(history: Engine) -> None:
+    def looks() -> None:
+        with reading(history) as connection:
+            measure_analysis(connection, NOON)
+            assert read_unknown(connection, 100) == []
+
+    assert_history_is_left_alone(plans_of(history, looks))
 
 
 def test_many_texts_are_looked_up_one_by_one(history: Engine) -> None:

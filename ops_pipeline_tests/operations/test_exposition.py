@@ -124,7 +124,7 @@ def test_a_scrape_tells_of_machines_and_of_the_queue(engine: Engine) -> None:
         connection.execute(insert(machines), [{"id": str(number), "status": "running"} for number in range(3)])
         waiting = {"service": "static-analyzer", "target": "m/app1", "created_at": now - timedelta(minutes=5)}
         tasks = [waiting | {"id": "1", "status": "pending"}, waiting | {"id": "2", "status": "running"}]
-        tasks += [waiting | {"id": "3", "status": "completed"}]
+        tasks += [waiting | {"id": "3", "status": "completed"}, waiting | {"id": "4", "status": "PENDING"}]
         connection.execute(insert(analysis_tasks), tasks)
     with serving(engine) as url:
         _, page = get(f"{url}/metrics")
@@ -133,6 +133,7 @@ def test_a_scrape_tells_of_machines_and_of_the_queue(engine: Engine) -> None:
     assert found["ops_pipeline_machines_observed", "unknown"] == 3
     assert found["ops_pipeline_analysis_tasks", "static-analyzer", "pending"] == 1
     assert found["ops_pipeline_analysis_tasks", "static-analyzer", "running"] == 1
+    assert found["ops_pipeline_analysis_tasks", "static-analyzer", "unknown"] == 1
     assert not any("completed" in key for key in found)
     assert found["ops_pipeline_analysis_oldest_task_seconds",] == pytest.approx(300, abs=30)
     assert found["ops_pipeline_up", "analysis"] == found["ops_pipeline_up", "hypervisor"] == 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 
@@ -23,6 +23,7 @@ from ops_pipeline.analysis.maintenance.tasks import (
     TaskPolicy,
     decide_orphans,
     decide_stuck,
+    unknown_status,
 )
 from ops_pipeline.analysis.tables import FAILED
 from ops_pipeline.database.batches import next_batch, wait_at_most
@@ -35,6 +36,7 @@ from ops_pipeline.reconcile import Change, Outcome, Plan
 ORPHANS, STUCK = "orphan_tasks", "stuck_tasks"
 FIRST_BATCH, SMALLEST_BATCH, LARGEST_BATCH = 200, 20, 2_000
 MOST_STAMPED = 100_000
+MOST_UNKNOWN = 10_000
 LOCK_SECONDS = 0.2
 ADVICE = "Nothing was changed. Read the plan; if it is right, launch again with the limit raised in the run config."
 
@@ -91,8 +93,11 @@ def end_stuck_tasks(lab: Lab, policy: TaskPolicy, options: Options) -> Report:
             now, scanned = database_now(connection), store.count_unfinished(connection)
             tasks = store.read_waiting(connection, now - min(policy.running, policy.pending))
             unstamped = store.read_unstamped(connection, MOST_STAMPED)
+            unknown = {task: unknown_status(status) for task, status in store.read_unknown(connection, MOST_UNKNOWN)}
         decisions = decide_stuck(tasks, policy, now)
-        return _reported(lab.engine, Found(STUCK, decisions, scanned, store.end_stuck, unstamped), options)
+        decisions = replace(decisions, failed={**decisions.failed, **unknown})
+        found = Found(STUCK, decisions, scanned + len(unknown), store.end_stuck, unstamped)
+        return _reported(lab.engine, found, options)
 
     return telling(STUCK, run)
 

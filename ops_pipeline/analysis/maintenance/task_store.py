@@ -33,6 +33,7 @@ from ops_pipeline.analysis.pipelines.tables import pipeline_steps, pipelines
 from ops_pipeline.analysis.tables import (
     CREATED,
     FAILED,
+    HAS_UNKNOWN_STATUS,
     PENDING,
     RUNNING,
     TERMINAL,
@@ -65,7 +66,7 @@ LOOKS = (
     and_(_is(PENDING), _task.held_since.is_not(None), _task.pipeline_id.in_(_PAUSED)),
     _is(RUNNING),
 )
-"""Conditions that together hold for every task that has not ended."""
+"""Conditions that together hold for every task that has not ended, and whose status is known."""
 
 
 def count_unfinished(connection: Connection) -> int:
@@ -73,6 +74,12 @@ def count_unfinished(connection: Connection) -> int:
     return sum(
         connection.execute(select(func.count()).select_from(analysis_tasks).where(look)).scalar_one() for look in LOOKS
     )
+
+
+def read_unknown(connection: Connection, limit: int) -> list[tuple[str, str]]:
+    """Id and status of tasks whose status nobody knows."""
+    query = select(_task.id, _task.status).where(HAS_UNKNOWN_STATUS).order_by(_task.service, _task.id).limit(limit)
+    return [(row.id, row.status) for row in connection.execute(query)]
 
 
 def read_orphans(connection: Connection) -> tuple[list[Task], dict[str, list[Version]]]:

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from ops_pipeline.analysis.states import LOST_LEASE
-from ops_pipeline.analysis.tables import CANCELLED, CREATED, FAILED, PENDING, RUNNING
+from ops_pipeline.analysis.tables import CANCELLED, CREATED, FAILED, PENDING, RUNNING, STATUSES
 from ops_pipeline.reconcile import Change
 
 CANCEL, FAIL, STAMP = "cancel", "fail", "stamp its end"
 UNREADABLE = "its times cannot be read: correct created_at and the others"
 SHOWN_ERROR = 300
+SHOWN_STATUS = 40
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,11 @@ def decide_stuck(tasks: Iterable[Task], policy: TaskPolicy, now: datetime) -> Ta
             oldest = max(oldest, now - since - limit)
             endings.append(_stuck(task, now - since))
     return TaskDecisions(tuple(endings), kept, failed, oldest)
+
+
+def unknown_status(status: str) -> str:
+    """What to tell of a task whose status is none: no worker claims it, no retention begins."""
+    return f"its status {status[:SHOWN_STATUS]!r} is none of {', '.join(STATUSES)}: correct it"
 
 
 def _spared(task: Task, now: datetime) -> str:

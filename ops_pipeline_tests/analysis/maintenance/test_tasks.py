@@ -280,6 +280,22 @@ def test_ends_without_a_time_get_one_so_that_their_retention_begins(scene: Scene
     assert end_stuck(scene).outcome.changed == 0
 
 
+def test_a_status_that_nobody_knows_is_told_until_it_is_corrected(scene: Scene) -> None:
+    """Another program inserted `Pending`: no worker claimed the task, it never ended, and nobody was told."""
+    odd, other = put(scene, status="Pending"), put(scene)
+    for dry_run in (True, False):
+        report = end_stuck(scene, dry_run=dry_run)
+        assert (report.status, report.outcome.failed, report.planned) == ("failed", 1, 1)
+        assert (report.changes[0].key, report.changes[0].reason) == (
+            odd,
+            "its status 'Pending' is none of created, pending, running, completed, partial_success, failed, cancelled:"
+            " correct it",
+        )
+    assert statuses(scene) == {odd: "Pending", other: "cancelled"}
+    scene.execute(f"UPDATE analysis_tasks SET status = 'pending' WHERE id = '{odd}'")
+    assert (end_stuck(scene).status, statuses(scene)[odd]) == ("success", "cancelled")
+
+
 def completed(scene: Scene, name: str) -> None:
     scene.execute(f"UPDATE analysis_tasks SET status = 'completed', completed_at = '2026-01-01' WHERE id = '{name}'")
 
