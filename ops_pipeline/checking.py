@@ -20,12 +20,14 @@ class Check:
         ok: False when a run would fail on it.
         detail: what was found, and what to do when it is not ok.
         warning: ok, but hardly meant.
+        usual: a variable that nobody set; there are many of these, and a person in a hurry wants none.
     """
 
     name: str
     ok: bool
     detail: str
     warning: bool = False
+    usual: bool = False
 
 
 def tried(name: str, look: Callable[[], list[Check]]) -> list[Check]:

@@ -135,6 +135,11 @@ class Outcome:
         return "failed" if self.failed else "success"
 
 
+def counted(number: int, one: str, several: str = "") -> str:
+    """A number and what it counts: `1 host`, `2 hosts`; `several` where that is not `one` with an s."""
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
 def count_reasons(changes: Sequence[Change]) -> dict[str, int]:
     """How often each reason occurs, the most frequent first."""
     return dict(Counter(change.reason for change in changes).most_common())

@@ -160,7 +160,7 @@ def test_variables_that_yaml_files_name_may_be_files_too_and_check_tells_of_bad_
     monkeypatch.setenv("SERVICES_FILE", str(services))
     monkeypatch.setenv("CACHE_URL_FILE", str(file))
     assert secret_variable("CACHE_URL") == SecretStr(SECRET)
-    assert f"ok     SERVICES_FILE: {services} lists 1 services" in CliRunner().invoke(main, ["check"]).output
+    assert f"ok     SERVICES_FILE: {services} lists 1 service" in CliRunner().invoke(main, ["check"]).output
     monkeypatch.setenv("CACHE_URL_FILE", str(tmp_path / "none"))
     output = CliRunner().invoke(main, ["check"]).output
     assert f"FAILED SERVICES_FILE: CACHE_URL_FILE: {tmp_path / 'none'} cannot be read" in output

@@ -86,7 +86,7 @@ fi
 "$bin/ops-pipeline" demo-machines
 # shellcheck disable=SC2016
 "$bin/ops-pipeline" with-demo-redis "$bin/ops-pipeline" with-demo-analyzer \
-    bash -euo pipefail -c '"$1" check || echo "Starting all the same: the jobs that need what failed will say so." >&2
+    bash -euo pipefail -c '"$1" with-home "$1" check --brief || echo "Starting all the same: the jobs that need what failed will say so." >&2
         exec "$1" with-home scripts/serve.sh' run.sh "$bin/ops-pipeline" &
 deployment=$!
 wait "$deployment"

@@ -20,5 +20,5 @@ fi
 # One process from here on, which becomes each command in turn: the demo's servers end with it, however it ends.
 # shellcheck disable=SC2016
 exec "$bin/ops-pipeline" with-demo-redis "$bin/ops-pipeline" with-demo-analyzer \
-    bash -euo pipefail -c '"$1" check || echo "Starting all the same: the jobs that need what failed will say so." >&2
+    bash -euo pipefail -c '"$1" with-home "$1" check --brief || echo "Starting all the same: the jobs that need what failed will say so." >&2
         exec "$1" with-home scripts/serve.sh' run.sh "$bin/ops-pipeline"

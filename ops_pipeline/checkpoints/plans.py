@@ -13,7 +13,7 @@ from ops_pipeline.checkpoints.layouts import Prefixes
 from ops_pipeline.checkpoints.policy import DAY, Policy, glob_of
 from ops_pipeline.checkpoints.removal import IN_USE
 from ops_pipeline.checkpoints.sweep import NO_CHECKPOINT, Options, Swept
-from ops_pipeline.reconcile import Outcome, SafetyLimit, changes_table, markdown_table
+from ops_pipeline.reconcile import Outcome, SafetyLimit, changes_table, counted, markdown_table
 from ops_pipeline.settings import Settings
 
 MINUTE, HOUR, DAILY_HOURS = 60.0, 3600.0, 25.0
@@ -210,7 +210,8 @@ def warnings_of(swept: Swept, retention: Retention, where: str, prefixes: Prefix
     if swept.unknown:
         examples = ", ".join(key.decode("utf-8", "backslashreplace") for key in swept.unknown_examples[:3])
         found.append(
-            f"{swept.unknown} keys under these prefixes are of no known layout, and were left alone: {examples}"
+            f"{counted(swept.unknown, 'key under these prefixes is', 'keys under these prefixes are')} of no known"
+            f" layout, and left alone: {examples}"
         )
     if swept.kept[NO_CHECKPOINT]:
         found.append(
@@ -225,11 +226,11 @@ def warnings_of(swept: Swept, retention: Retention, where: str, prefixes: Prefix
         )
     if swept.unscanned:
         found.append(
-            f"The time was up when {swept.unscanned} keys were still to be scanned (pass {swept.passes}), and nothing"
-            " of that pass was deleted: raise CHECKPOINT_TIME_BUDGET_SECONDS."
+            f"The time was up when {counted(swept.unscanned, 'key was', 'keys were')} still to be scanned"
+            f" (pass {swept.passes}), and nothing of that pass was deleted: raise CHECKPOINT_TIME_BUDGET_SECONDS."
         )
     if swept.left:
-        found.append(f"{swept.left} threads are left for the next sweep: the time was up.")
+        found.append(f"{counted(swept.left, 'thread is', 'threads are')} left for the next sweep: the time was up.")
     return found
 
 

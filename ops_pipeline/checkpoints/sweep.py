@@ -29,7 +29,7 @@ from ops_pipeline.checkpoints.scanning import pages, size_of
 from ops_pipeline.checkpoints.swept import Options, Swept
 from ops_pipeline.checkpoints.values import read_ages
 from ops_pipeline.log_fields import tell_changes
-from ops_pipeline.reconcile import Change, Plan
+from ops_pipeline.reconcile import Change, Plan, counted
 
 log = logging.getLogger(__name__)
 NO_CHECKPOINT = "orphans, and no checkpoint anywhere"
@@ -296,7 +296,7 @@ def change_of(verdict: Verdict, now: float, *, expires: bool = False) -> Change:
     was = f"newest {(now - verdict.newest) / DAY:.0f} days old" if verdict.newest else ""
     what = {WHOLE: "delete", ERASED: "erase", ORPHANS: "delete orphans"}.get(verdict.action, "trim")
     what = "let expire" if expires else what
-    return Change(key=name, action=f"{what}: {verdict.size} keys", reason=verdict.reason, planned_from=was)
+    return Change(key=name, action=f"{what}: {counted(verdict.size, 'key')}", reason=verdict.reason, planned_from=was)
 
 
 def memory_of(store: Store) -> tuple[int, int]:

@@ -26,6 +26,7 @@ from ops_pipeline.defs.resources import OperationsDatabase
 from ops_pipeline.operations.alerts.causes import FailedCheck, causes_of
 from ops_pipeline.operations.alerts.policy import AlertPolicy, read_policy
 from ops_pipeline.operations.alerts.work import Alerted, alert
+from ops_pipeline.reconcile import counted
 from ops_pipeline.settings import Settings, SettingsError, secret_variable
 from ops_pipeline.strict_yaml import FileRefused
 
@@ -77,9 +78,10 @@ def _tell(
 
 
 def _words(done: Alerted) -> str:
-    things = "1 thing is" if done.wrong == 1 else f"{done.wrong} things are"
-    wrong = f"{things} wrong" if done.wrong else "Nothing is wrong"
-    changes = f"{done.opened} new, {done.reminded} told again, {done.resolved} over; {done.sent} messages sent"
+    wrong = f"{counted(done.wrong, 'thing is', 'things are')} wrong" if done.wrong else "Nothing is wrong"
+    changes = (
+        f"{done.opened} new, {done.reminded} told again, {done.resolved} over; {counted(done.sent, 'message')} sent"
+    )
     failed = f" Not delivered: {'; '.join(done.failed)}." if done.failed else ""
     return f"{wrong}: {changes}.{failed}"
 

@@ -4,7 +4,6 @@ What belongs here: translation between Dagster and `ops_pipeline.checkpoints`.
 """
 
 import base64
-import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -49,7 +48,7 @@ from ops_pipeline.checkpoints.plans import (
     warnings_of_request,
 )
 from ops_pipeline.checkpoints.sweep import Swept, memory_of, sweep
-from ops_pipeline.defs.metadata import JOB_METADATA, OWNERS, outcome_metadata
+from ops_pipeline.defs.metadata import JOB_METADATA, OWNERS, outcome_metadata, table
 from ops_pipeline.defs.resources import OperationsDatabase
 from ops_pipeline.defs.runs import in_flight_text, job_tags
 from ops_pipeline.operations.outcomes import record_outcome
@@ -73,12 +72,15 @@ class SweepConfig(Config):
     delete_all: bool = Field(
         default=False, description="Erase those of `threads` with all that is theirs, whatever their age."
     )
-    retention_days: float | None = Field(default=None, description="Another retention than CHECKPOINT_RETENTION_DAYS.")
+    retention_days: float | None = Field(
+        default=None, description="Idle for so many days before a thread goes. Left out: CHECKPOINT_RETENTION_DAYS."
+    )
     max_share: float | None = Field(
-        default=None, description="Another limit than CHECKPOINT_MAX_SHARE: the share of threads that may go, 0 to 1."
+        default=None, description="This is the share of threads that may go, 0 to 1. Left out: CHECKPOINT_MAX_SHARE."
     )
     expire_hours: float | None = Field(
-        default=None, description="Let idle threads expire after so many hours, spread over one, instead of deleting."
+        default=None,
+        description="Let idle threads expire after so many hours, spread over one. Left out: they are deleted at once.",
     )
     purge_memory: bool = Field(default=False, description="Ask Redis to give memory back to the system afterwards.")
 
@@ -169,9 +171,12 @@ def _sweep(
 
 
 def _numbers(result: dict[str, Any]) -> dict[str, Any]:
-    """The result as metadata: numbers for plots, and all of it as JSON."""
+    """The result as metadata: numbers for plots, the rest in words."""
     plotted = {name: value for name, value in result.items() if isinstance(value, int | float)}
-    return {**plotted, "result": MetadataValue.json(json.loads(json.dumps(result)))}
+    counts = {
+        name: table(("what", "threads"), list(result[name].items()), empty="None.") for name in ("removed", "kept")
+    }
+    return {**plotted, **counts, "error": result["error"] or "None."}
 
 
 def _shown(swept: Swept, retention: Retention, warnings: list[str], error: str | None) -> dict[str, Any]:

@@ -34,12 +34,12 @@ from pydantic import Field
 from ops_pipeline.defs.looking import look_first
 from ops_pipeline.defs.metadata import JOB_METADATA, outcome_metadata, table
 from ops_pipeline.defs.pruning import delete_runs, storage_bytes
-from ops_pipeline.defs.resources import HANDED_ON, OperationsDatabase
+from ops_pipeline.defs.resources import FAILURES, OperationsDatabase, handed
 from ops_pipeline.defs.runless import count_old_words, delete_old_words
 from ops_pipeline.defs.runs import job_tags
 from ops_pipeline.operations.outcomes import record_outcome
 from ops_pipeline.operations.retention import FinishedRun, Retention, plan_pruning
-from ops_pipeline.reconcile import Outcome, Plan, changes_table
+from ops_pipeline.reconcile import Outcome, Plan, changes_table, counted
 from ops_pipeline.settings import Settings
 
 JOB = "prune_dagster_storage"
@@ -48,6 +48,7 @@ BATCH = 25
 PAUSE_SECONDS = 0.1
 """Between batches: web server and daemon write to the same storage."""
 ENDED = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
+PRUNING = handed("runs to delete", "Runs that have ended and are beyond the retention of their job.")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,11 @@ class PruneConfig(Config):
     """What one run may do."""
 
     dry_run: bool = Field(default=False, description="Show which runs would go; delete nothing.")
-    days: float | None = Field(default=None, gt=0, description="Another retention than the settings', for every job.")
+    days: float | None = Field(
+        default=None,
+        gt=0,
+        description="Keep runs of every job for so many days. Left out: as RUN_RETENTION_DAYS and its list say.",
+    )
 
 
 def housekeeping_defs(settings: Settings) -> Definitions:
@@ -95,7 +100,7 @@ def finished_runs(instance: DagsterInstance) -> list[FinishedRun]:
 def prune_job(settings: Settings) -> JobDefinition:
     """Build the job."""
 
-    @op(description="Reads which runs have ended, and decides which go.", out=HANDED_ON)
+    @op(description="Reads which runs have ended, and decides which go.", out=PRUNING.out)
     def plan_pruning_of_runs(context: OpExecutionContext, config: PruneConfig) -> Pruning:
         retention = Retention(config.days, {}) if config.days else retention_of(settings)
         now = datetime.now(UTC)
@@ -113,10 +118,16 @@ def prune_job(settings: Settings) -> JobDefinition:
         )
         return Pruning(plan, before, config.dry_run)
 
-    @op(description="Deletes these runs in paced batches; says again what they were the last to say.", out=HANDED_ON)
+    @op(
+        description="Deletes these runs in paced batches; says again what they were the last to say.",
+        out=FAILURES.out,
+        ins={"pruning": PRUNING.into},
+    )
     def delete_old_runs(context: OpExecutionContext, database: OperationsDatabase, pruning: Pruning) -> int:
         if pruning.dry_run:
-            context.log.info(f"Dry run: {len(pruning.plan.changes)} runs would be deleted, nothing was changed.")
+            context.log.info(
+                f"Dry run: {counted(len(pruning.plan.changes), 'run')} would be deleted, nothing was changed."
+            )
             return 0
         started = datetime.now(UTC)
         budget = settings.prune_dagster_storage_budget_seconds
@@ -128,7 +139,7 @@ def prune_job(settings: Settings) -> JobDefinition:
         before = storage_bytes(context.instance)
         outcome, left, repeated = _prune(context, pruning.plan, enough)
         if left:
-            context.log.warning(f"{left} runs are left for the next time: {budget} s are over.")
+            context.log.warning(f"{counted(left, 'run is', 'runs are')} left for the next time: {budget} s are over.")
         words = delete_old_words(context.instance, pruning.before, enough)
         after = storage_bytes(context.instance)
         sizes = {
@@ -144,10 +155,12 @@ def prune_job(settings: Settings) -> JobDefinition:
         return outcome.failed
 
     # In an op of its own: Dagster drops what an op that fails has reported.
-    @op(description="Fails the run when runs could not be deleted.")
+    @op(ins={"failed": FAILURES.into}, description="Fails the run when runs could not be deleted.")
     def judge_pruning(failed: int) -> None:
         if failed:
-            raise Failure(f"{failed} runs could not be deleted; see the log of delete_old_runs.", allow_retries=False)
+            raise Failure(
+                f"{counted(failed, 'run')} could not be deleted; see the log of delete_old_runs.", allow_retries=False
+            )
 
     @job(
         name=JOB,
@@ -203,7 +216,7 @@ def prune_schedule(settings: Settings, prune: JobDefinition) -> ScheduleDefiniti
             plan = plan_pruning(finished_runs(context.instance), retention, now)
             if plan.changes or count_old_words(context.instance, now - timedelta(days=retention.days)):
                 return None
-            return f"None of {plan.scanned} runs is beyond its retention."
+            return f"None of {counted(plan.scanned, 'run')} is beyond its retention."
 
         return look_first(context.instance, JOB, look)
 

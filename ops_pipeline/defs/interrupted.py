@@ -9,6 +9,8 @@ What belongs here: `python -m ops_pipeline.defs.interrupted`.
 
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
+from ops_pipeline.reconcile import counted
+
 AT_WORK = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 
 
@@ -25,7 +27,7 @@ def main() -> None:
     with DagsterInstance.get() as instance:
         count = fail_interrupted_runs(instance)
     if count:
-        print(f"{count} runs were interrupted by the last stop; their jobs go on where they were.")
+        print(f"{counted(count, 'run was', 'runs were')} interrupted by the last stop; the jobs go on where they were.")
 
 
 if __name__ == "__main__":

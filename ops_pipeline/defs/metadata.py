@@ -42,7 +42,9 @@ def outcome_metadata(outcome: Outcome) -> dict[str, Any]:
         "unchanged": outcome.unchanged,
         "skipped": outcome.skipped,
         "failed": outcome.failed,
-        "reasons": table(("reason", "times"), list(outcome.reasons.items()), empty="None."),
+        "reasons": table(
+            ("reason", "times"), [(why, times) for why, times in outcome.reasons.items() if times], empty="None."
+        ),
     }
 
 

@@ -4,9 +4,10 @@ What belongs here: opening and closing of what runs, schedules and sensors need.
 """
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import lru_cache
 
-from dagster import ConfigurableResource, InitResourceContext, Out
+from dagster import ConfigurableResource, DagsterType, In, InitResourceContext, Out
 from pydantic import Field, PrivateAttr
 from sqlalchemy import Engine
 
@@ -16,8 +17,31 @@ from ops_pipeline.defs.runs import JOB_TAG
 from ops_pipeline.settings import operations_url
 
 IN_MEMORY = "in_memory"
-HANDED_ON = Out(io_manager_key=IN_MEMORY)
-"""What one op of a job hands to the next: nothing of it is kept on disk, since all of a run is one process."""
+
+
+@dataclass(frozen=True)
+class Handed:
+    """What one op of a job hands to the next, under a name that a person understands beside the line between them.
+
+    Nothing of it is kept on disk, since all of a run is one process.
+
+    Attributes:
+        out: for the op that makes it.
+        into: for the op that takes it.
+    """
+
+    out: Out
+    into: In
+
+
+def handed(name: str, description: str) -> Handed:
+    """Name what is handed on; what it is in Python, the types of both ops say."""
+    kind = DagsterType(name=name, description=description, type_check_fn=lambda _context, _value: True)
+    return Handed(Out(kind, io_manager_key=IN_MEMORY), In(kind))
+
+
+FAILURES = handed("failures", "What failed, in words. Everything else was done; the run fails for these.")
+"""From the op that acts to the one that judges."""
 
 
 LONGEST_WAIT_SECONDS = 600.0

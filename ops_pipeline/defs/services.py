@@ -39,10 +39,10 @@ from pydantic import Field
 from ops_pipeline.database.engine import reading
 from ops_pipeline.defs.looking import look_first, tell_check
 from ops_pipeline.defs.metadata import JOB_METADATA, OWNERS, outcome_metadata, table
-from ops_pipeline.defs.resources import HANDED_ON, OperationsDatabase
+from ops_pipeline.defs.resources import FAILURES, OperationsDatabase
 from ops_pipeline.defs.runs import job_tags
 from ops_pipeline.operations.outcomes import record_outcome
-from ops_pipeline.reconcile import changes_table
+from ops_pipeline.reconcile import changes_table, counted
 from ops_pipeline.services.check import (
     Checked,
     Watch,
@@ -129,7 +129,10 @@ def services_check(registry: Registry | None) -> AssetChecksDefinition:
 def check_job(registry: Registry | None) -> JobDefinition:
     """Build the job; without a file of services its runs say that there is none."""
 
-    @op(description="Looks at every service, advances their states, and restarts what may be restarted.", out=HANDED_ON)
+    @op(
+        description="Looks at every service, advances their states, and restarts what may be restarted.",
+        out=FAILURES.out,
+    )
     def check_services_of_hosts(
         context: OpExecutionContext, config: CheckConfig, database: OperationsDatabase
     ) -> list[str]:
@@ -162,10 +165,10 @@ def check_job(registry: Registry | None) -> JobDefinition:
         return [f"{name}: {done.output}" for name, done in checked.restarts if not done.ok]
 
     # In an op of its own: Dagster drops what an op that fails has reported.
-    @op(description="Fails the run when a restart failed.")
+    @op(ins={"failed": FAILURES.into}, description="Fails the run when a restart failed.")
     def judge_restarts(failed: list[str]) -> None:
         if failed:
-            raise Failure(f"{len(failed)} restarts failed. {failed[0]}", allow_retries=False)
+            raise Failure(f"{counted(len(failed), 'restart')} failed. {failed[0]}", allow_retries=False)
 
     @job(
         name=JOB,
@@ -246,7 +249,8 @@ def down_text(down: list[tuple[str, str]]) -> str:
     """What is down, in words."""
     if not down:
         return "No service is down."
-    return f"{len(down)} services are down: {'; '.join(f'{name} ({reason})' for name, reason in down[:10])}."
+    number = counted(len(down), "service is", "services are")
+    return f"{number} down: {'; '.join(f'{name} ({reason})' for name, reason in down[:10])}."
 
 
 def check_schedule(settings: Settings, check: JobDefinition, registry: Registry | None) -> ScheduleDefinition:
@@ -271,7 +275,7 @@ def check_schedule(settings: Settings, check: JobDefinition, registry: Registry 
             record_looks(database.engine, registry.services, found.looks, "")
             counts = Counter(state.state for state in found.states.values())
             told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-            return f"No change among {len(found.states)} services: {told}."
+            return f"No change among {counted(len(found.states), 'service')}: {told}."
 
         return look_first(context.instance, JOB, look)
 

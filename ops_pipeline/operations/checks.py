@@ -38,10 +38,10 @@ def _check_start(settings: Settings, now: datetime) -> Check:
         return Check(
             "MODEL_CALL_STATS_START",
             ok=False,
-            detail=f"{start.isoformat()} lies in the future: nothing is aggregated until then. Set it to the first"
-            " hour that should be metered.",
+            detail=f"{start:%Y-%m-%d %H:%M} UTC lies in the future: nothing is aggregated until then. Set it to the"
+            " first hour whose calls should be counted.",
         )
-    return Check("MODEL_CALL_STATS_START", ok=True, detail=f"hours from {start.isoformat()} on are metered")
+    return Check("MODEL_CALL_STATS_START", ok=True, detail=f"calls are counted from {start:%Y-%m-%d %H:%M} UTC on")
 
 
 def _check_folder(name: str, folder: Path) -> Check:

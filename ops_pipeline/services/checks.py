@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from ops_pipeline.checking import Check
+from ops_pipeline.reconcile import counted
 from ops_pipeline.services.registry import read_registry
 from ops_pipeline.strict_yaml import FileRefused
 
@@ -35,4 +36,4 @@ def check_registry(path: Path | None, variable: Callable[[str], SecretStr | None
         for service, url_env in sorted(needed)
         if variable(url_env) is None
     ]
-    return missing or [Check(name, ok=True, detail=f"{path} lists {len(registry.services)} services")]
+    return missing or [Check(name, ok=True, detail=f"{path} lists {counted(len(registry.services), 'service')}")]

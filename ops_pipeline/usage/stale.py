@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, and_, case, func, lite
 from ops_pipeline.database.engine import database_now, writing
 from ops_pipeline.database.expressions import instant_order, is_any_of, readable_instant, within_hours
 from ops_pipeline.log_fields import fields
-from ops_pipeline.reconcile import Change, Outcome, Plan
+from ops_pipeline.reconcile import Change, Outcome, Plan, counted
 from ops_pipeline.usage.hours import HOUR, floor_hour
 from ops_pipeline.usage.tables import model_calls
 
@@ -162,7 +162,8 @@ def plan_stale(found: StaleCalls) -> Plan:
     """One change for each model and type, in words; how many calls each concerns stands in its key."""
     changes = tuple(
         Change(
-            key=f"{_calls(group.calls)} of {group.provider or '(no provider)'} {group.model} {group.type}".strip(),
+            key=f"{counted(group.calls, 'call')} of {group.provider or '(no provider)'} {group.model}"
+            f" {group.type}".strip(),
             action="fail",
             reason=timeout_text(group.limit),
             planned_from=f"processing since {group.oldest:%Y-%m-%d %H:%M:%S}",
@@ -170,10 +171,6 @@ def plan_stale(found: StaleCalls) -> Plan:
         for group in found.groups
     )
     return Plan(changes, scanned=found.processing)
-
-
-def _calls(number: int) -> str:
-    return "1 call" if number == 1 else f"{number} calls"
 
 
 def fail_stale(engine: Engine, cutoff: datetime, policy: StalePolicy) -> Cleaned:

@@ -44,7 +44,7 @@ def test_runs_that_have_not_begun_will_take_their_share() -> None:
     """Every tick until the first run had begun launched another one."""
     assert workers_wanted(found(5), replace(CREW, runs=["a"]), NOON) == (
         0,
-        "5 tasks can be claimed; 1 workers are about to begin.",
+        "5 tasks can be claimed; 1 worker is about to begin.",
     )
     assert workers_wanted(found(15), replace(CREW, runs=["a"]), NOON)[0] == 1
 

@@ -76,7 +76,7 @@ def test_a_task_is_done_and_stored_with_all_that_belongs_to_it(engine: Engine, t
     assert flaws_of(folder, files["manifest_sha256"]) == []
     assert report.counts == {"completed": 1}
     assert lines[0] == "task_1: pending -> running (static-analyzer, openai/gpt-4o/app0, attempt 1)"
-    assert lines[-1] == "task_1: running -> completed (1 findings)"
+    assert lines[-1] == "task_1: running -> completed (1 finding)"
     assert events_of(engine) == [("claimed", "running"), ("ended", "completed")]
 
 

@@ -42,7 +42,7 @@ def test_a_failed_job_is_told_once_with_a_link_to_its_run(here: Deployment, hook
     with writing(here.engine) as connection:
         connection.execute(text("ALTER TABLE model_calls RENAME TO gone"))
     result = here.run_job(JOB)
-    assert sense(here) == "1 thing is wrong: 1 new, 0 told again, 0 over; 1 messages sent."
+    assert sense(here) == "1 thing is wrong: 1 new, 0 told again, 0 over; 1 message sent."
     assert sense(here) == "1 thing is wrong: 0 new, 0 told again, 0 over; 0 messages sent."
     (message,) = hook.received
     assert message["key"] == f"job:{JOB}"

@@ -58,7 +58,7 @@ def test_a_run_does_what_there_is_and_shows_it(
     )
     logged = [entry.user_message for entry in instance.all_logs(result.run_id)]
     assert "task_0: pending -> running (static-analyzer, openai/gpt-4o/app0, attempt 1)" in logged
-    assert "task_0: running -> completed (1 findings)" in logged
+    assert "task_0: running -> completed (1 finding)" in logged
 
 
 def test_the_maximum_runtime_follows_a_task_that_may_take_longer_than_others(
@@ -129,7 +129,7 @@ def test_the_sensor_counts_runs_that_have_not_begun_and_gives_each_its_place(
     job = here.definitions.resolve_job_def(JOB)
     run = instance.create_run_for_job(job, tags={"ops_pipeline/job": f"{JOB}/1"})
     add_task(engine, "task_1")
-    assert here.sense(SENSOR).skip_reason.skip_message == "1 tasks can be claimed; 1 workers are about to begin."
+    assert here.sense(SENSOR).skip_reason.skip_message == "1 task can be claimed; 1 worker is about to begin."
     with writing(engine) as connection:
         start(connection, "w", Policy(), database_now(connection), run_id=run.run_id)
     (request,) = here.sense(SENSOR).run_requests

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from dagster import Definitions
+from dagster import Definitions, JobDefinition, OpDefinition, Shape
 
 from ops_pipeline.definitions import build_defs
 from ops_pipeline.settings import SettingsError
@@ -144,3 +144,29 @@ def test_every_check_has_a_description(definitions: Definitions) -> None:
         "gpus_without_conflicts",
     }
     assert all(spec.description for spec in specs)
+
+
+def test_every_op_and_every_field_of_a_run_config_is_explained_and_no_field_has_to_be_filled_in(
+    definitions: Definitions,
+) -> None:
+    ops = {one.definition.name: one.definition for job in _jobs(definitions) for one in job.graph.node_dict.values()}
+    assert all(one.description for one in ops.values())
+    for name, one in ops.items():
+        assert isinstance(one, OpDefinition)
+        config = one.config_schema.as_field().config_type
+        fields = config.fields if isinstance(config, Shape) else {}
+        for field, what in fields.items():
+            assert what.description and what.default_provided, f"{name}.{field}"
+
+
+def test_what_ops_hand_on_has_a_name_for_people_and_none_of_python(definitions: Definitions) -> None:
+    """The line between two ops said `Tuple[[Looked],datetime,[String]]`."""
+    ops = [one.definition for job in _jobs(definitions) for one in job.graph.node_dict.values()]
+    kinds = [put.dagster_type for one in ops for put in (*one.input_defs, *one.output_defs)]
+    for kind in kinds:
+        by_hand = kind.description and not kind.description.startswith("DagsterType created from a type hint")
+        assert kind.display_name in {"Nothing", "Any"} or by_hand, kind.display_name
+
+
+def _jobs(definitions: Definitions) -> list[JobDefinition]:
+    return [job for job in definitions.get_repository_def().get_all_jobs() if not job.name.startswith("__")]

@@ -166,7 +166,7 @@ def test_a_host_that_does_not_answer_fails_the_run_by_name_and_one_more_run_turn
         connection.execute(delete(hypervisor_hosts).where(hypervisor_hosts.c.id == "lost"))
     assert tick(home) is None
     assert evaluations(home.run_job(JOB))[IN_SYNC].passed
-    assert tick(home) == "In sync: 1 filters on 1 hosts."
+    assert tick(home) == "In sync: 1 filter on 1 host."
 
 
 def test_the_schedule_skips_in_sync_with_counts_and_asks_for_a_run_otherwise(
@@ -178,7 +178,7 @@ def test_the_schedule_skips_in_sync_with_counts_and_asks_for_a_run_otherwise(
     assert isinstance(requests, list)
     assert ours(libvirtd) == []
     assert home.run_requests(requests, JOB) == [True]
-    assert tick(home) == "In sync: 1 filters on 1 hosts."
+    assert tick(home) == "In sync: 1 filter on 1 host."
     store(home.engine, [filter_row("web")], [rule_row("web", action="reject")])
     assert tick(home) is None
 
@@ -194,7 +194,7 @@ def test_a_young_orphan_is_remembered_by_one_run_and_waits(
     store(sqlite_engine, [filter_row("web")])
     assert tick(home) is None
     assert home.run_job(JOB).success
-    assert tick(home) == "In sync: 1 filters on 1 hosts; 1 orphans wait."
+    assert tick(home) == "In sync: 1 filter on 1 host; 1 orphan waits."
     assert ours(libvirtd) == ["ibay-old", "ibay-web"]
 
 
@@ -212,17 +212,17 @@ def test_checks_tell_of_machines_without_their_filter_and_of_ipv6_until_it_is_ov
     found = evaluations(result)
     assert (found[CARRIED].passed, found[CARRIED].severity) == (False, AssetCheckSeverity.ERROR)
     assert found[CARRIED].description == (
-        f"1 machines: Shop (guest) on local: {MAC} carries no filter instead of ibay-web."
+        f"1 machine: Shop (guest) on local: {MAC} carries no filter instead of ibay-web."
     )
     assert (found[WIDER].passed, found[WIDER].severity) == (False, AssetCheckSeverity.WARN)
-    assert found[WIDER].description == "1 filters: Web (ibay-web): only over IPv4 it blocks everything in."
+    assert found[WIDER].description == "1 filter: Web (ibay-web): only over IPv4 it blocks everything in."
     store(home.engine, [filter_row("web")], [rule_row("web")])
     with libvirtd.connection() as connection:
         connection.lookupByName("guest").undefine()
         connection.defineXML(guest_xml("guest", interfaces=[interface_xml(MAC, "tap1", "ibay-web")]))
     assert tick(home) is None
     assert {one.passed for one in evaluations(home.run_job(JOB)).values()} == {True}
-    assert tick(home) == "In sync: 1 filters on 1 hosts."
+    assert tick(home) == "In sync: 1 filter on 1 host."
 
 
 def test_each_check_looks_for_itself_when_it_is_executed_alone(home: Deployment, libvirtd: LibvirtServer) -> None:
@@ -245,7 +245,7 @@ def test_while_a_run_is_on_its_way_nothing_is_looked_at(home: Deployment) -> Non
 def test_hosts_of_another_kind_are_counted_by_the_schedule(sqlite_engine: Engine, instance: DagsterInstance) -> None:
     home = deployment(sqlite_engine, instance, libvirt_uri="test:///default")
     store(sqlite_engine, [filter_row("web")])
-    assert tick(home) == "In sync: 0 filters on 0 hosts; 1 hosts know no network filters."
+    assert tick(home) == "In sync: 0 filters on 0 hosts; 1 host knows no network filters."
     result = home.run_job(JOB)
     assert result.success
     # What passes because nothing could be looked at says so.

@@ -126,7 +126,7 @@ def test_a_run_takes_the_inventory_and_shows_it(home: Deployment) -> None:
 
 def test_the_schedule_launches_what_is_due_and_then_skips_with_the_counts(home: Deployment) -> None:
     assert launched(home) == [True]
-    assert skipped(home) == "2 GPUs on 1 hosts in sync: 1 assigned, 1 available."
+    assert skipped(home) == "2 GPUs on 1 host in sync: 1 assigned, 1 available."
     assert len(rows(home.engine, job_outcomes)) == 1
 
 
@@ -166,13 +166,13 @@ def test_the_check_can_be_run_by_itself(small: Deployment, file: Path) -> None:
     assert f"{HOST} {A} it was given to web, whose domain does not have it" in (odd.description or "")
     assert rows(small.engine, gpus) == []
     file.unlink()
-    assert "1 hosts were left as they were" in failure(checked(small))
+    assert "1 host was left alone" in failure(checked(small))
 
 
 def test_an_unreachable_host_fails_the_run_that_did_the_others(small: Deployment, tmp_path: Path) -> None:
     add_host(small.engine, "kvm2", tmp_path / "nothing.xml")
     result = small.run_job(JOB)
-    assert "1 hosts were left as they were. kvm2: test:///" in failure(result)
+    assert "1 host was left alone. kvm2: test:///" in failure(result)
     assert len(gpu_states(small.engine)) == 2
     (outcome,) = rows(small.engine, job_outcomes)
     assert (outcome["status"], outcome["failed"], outcome["changed"]) == ("failed", 1, 2)

@@ -126,7 +126,7 @@ def test_a_run_goes_on_with_the_other_hosts_and_then_fails_naming_the_one(small:
         connection.execute(update(machines).where(machines.c.id == "a").values(host_id="good", status="off"))
         connection.execute(update(machines).where(machines.c.id == "b").values(host_id="bad", status="off"))
     said = failure(small.run_job(JOB))
-    assert "1 hosts: bad: qemu+unix:///system?socket=/nowhere: nothing answers" in said
+    assert "1 host: bad: qemu+unix:///system?socket=/nowhere: nothing answers" in said
     assert "The machines of the other hosts were done." in said
     assert statuses(small.engine) == {"a": "running", "b": "off"}
     (outcome,) = rows(small.engine, job_outcomes)
@@ -155,18 +155,18 @@ def test_without_a_host_a_run_says_what_to_set(sqlite_engine: Engine, instance: 
 
 def test_the_schedule_skips_with_counts_once_all_is_told(small: Deployment, file: Path) -> None:
     assert launched(small) == [True]
-    assert tick(small) == "2 machines on 1 hosts in sync."
+    assert tick(small) == "2 machines on 1 host in sync."
     fleet(file, [TestDomain("a"), TestDomain("b", PAUSED)])
     assert launched(small) == [True]
     assert statuses(small.engine) == {"a": "running", "b": "suspended"}
-    assert tick(small) == "2 machines on 1 hosts in sync."
+    assert tick(small) == "2 machines on 1 host in sync."
 
 
 def test_a_new_finding_is_told_by_a_run_and_then_stays_quiet(small: Deployment, file: Path) -> None:
     launched(small)
     fleet(file, [TestDomain("a"), TestDomain("b"), TestDomain("stranger")])
     assert launched(small) == [True]
-    assert tick(small) == "2 machines on 1 hosts in sync, 1 unknown domain."
+    assert tick(small) == "2 machines on 1 host in sync, 1 unknown domain."
     fleet(file, [TestDomain("a"), TestDomain("b")])
     assert launched(small) == [True]
     assert evaluations(small)["machines_without_conflicts"]
@@ -179,7 +179,7 @@ def test_looks_that_miss_a_domain_are_counted_by_ticks_too(small: Deployment, fi
     for _ in range(2):
         found.append(tick(small))
         assert rows_of(small.engine)["b"]["missing_looks"] == len(found)
-    assert found == ["2 machines on 1 hosts in sync."] * 2
+    assert found == ["2 machines on 1 host in sync."] * 2
     assert launched(small) == [True]
     assert statuses(small.engine)["b"] == "stopped"
     assert not evaluations(small)["machines_need_no_help"]
@@ -195,7 +195,7 @@ def test_a_host_that_went_away_is_told_at_once_and_then_less_and_less_often(
     assert launched(home) == [False]
     assert launched(home) == [False]
     said = tick(home)
-    assert isinstance(said, str) and said.startswith("1 hosts: local: test://")
+    assert isinstance(said, str) and said.startswith("1 host: local: test://")
     file.write_text(text)
     assert launched(home) == [True]
     assert evaluations(home)["hosts_answer"]
@@ -217,17 +217,17 @@ def test_when_the_database_fails_a_run_is_launched_so_that_it_is_seen(small: Dep
 def test_the_sensor_writes_a_few_changes_itself_and_shows_them(home: Deployment, file: Path) -> None:
     """A run takes longer to start than a change made outside the platform may stay unknown."""
     launched(home)
-    assert skipped(home) == "2 machines on 1 hosts in sync."
+    assert skipped(home) == "2 machines on 1 host in sync."
     fleet(file, [TestDomain("a", OFF), TestDomain("b")])
-    assert skipped(home) == "1 machines changed, 0 by others meanwhile: a: running -> stopped."
+    assert skipped(home) == "1 machine changed, 0 by others meanwhile: a: running -> stopped."
     assert statuses(home.engine) == {"a": "stopped", "b": "running"}
     outcome = rows(home.engine, job_outcomes)[-1]
     assert (outcome["job"], outcome["changed"], outcome["status"]) == (SENSOR, 1, "success")
     observed = home.instance.fetch_observations(AssetKey("machines"), limit=1).records[0].asset_observation
     assert observed is not None
     assert "| a | stopped | running |" in str(observed.metadata["changes"].value)
-    assert skipped(home) == "2 machines on 1 hosts in sync."
-    assert tick(home) == "2 machines on 1 hosts in sync."
+    assert skipped(home) == "2 machines on 1 host in sync."
+    assert tick(home) == "2 machines on 1 host in sync."
 
 
 def test_the_sensor_leaves_many_changes_to_a_run(small: Deployment, file: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_run_does_every_pass_in_order_and_tells_what_it_did(home: Deployment) 
         "Cancelled 1 orphan tasks",
         "Marked 0 stuck tasks as FAILED, cancelled 1 that waited too long",
         "Cleaned 1 old tasks (> 30 days)",
-        "old_model_calls is off: MODEL_CALL_RETENTION_DAYS is not set: raw calls are kept.",
+        "prune_calls is off: MODEL_CALL_RETENTION_DAYS is not set: raw calls are kept.",
         "Maintenance run complete",
     ]
     passes = rows(home.engine, maintenance_passes)
@@ -112,7 +112,7 @@ def test_a_run_does_every_pass_in_order_and_tells_what_it_did(home: Deployment) 
     assert event.materialization.metadata["folder"].value == f"analysis_tasks/{archive['id']}"
     shown = metadata(result, "archive_old")
     assert "| old (gpt/app1) | archive and delete | completed | ended 60 days ago |" in str(shown["plan"])
-    assert "old_model_calls" in str(metadata(result, "conclude_maintenance")["passes"])
+    assert "prune_calls" in str(metadata(result, "conclude_maintenance")["passes"])
     # A second run right after changes nothing.
     assert home.run_job(JOB).success
     assert rows(home.engine, job_outcomes)[-1]["changed"] == 0

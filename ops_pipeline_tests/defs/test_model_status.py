@@ -156,7 +156,7 @@ def test_a_run_shows_flips_the_table_of_models_and_whether_all_answer(home: Depl
 
     found = evaluation(result)
     assert not found.passed
-    assert found.description == "1 models are unavailable: openai/large (Model Unavailable)."
+    assert found.description == "1 model is unavailable: openai/large (Model Unavailable)."
     assert {name: value.value for name, value in found.metadata.items()} == {"down": 1, "flips": 2}
 
     (event,) = result.get_asset_materialization_events()
@@ -326,7 +326,7 @@ def test_the_schedule_says_when_no_model_is_to_be_probed(
     path = probes_file(tmp_path, server, "dall-e")
     path.write_text(path.read_text() + "  type: imageGeneration\n")
     home = deployment(sqlite_engine, instance, model_probes_file=path)
-    assert skipped(tick(home)) == "None of 1 models is to be probed."
+    assert skipped(tick(home)) == "None of 1 model is to be probed."
 
 
 @pytest.mark.parametrize("status", [DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTED])

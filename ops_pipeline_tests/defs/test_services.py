@@ -146,7 +146,7 @@ def test_the_check_fails_the_harder_the_more_critical_a_service_is(
     result = home.run_job(JOB)
     found = evaluation(result)
     assert (found.passed, found.severity) == (False, AssetCheckSeverity["ERROR" if critical else "WARN"])
-    assert (found.description or "").startswith("1 services are down: cache (")
+    assert (found.description or "").startswith("1 service is down: cache (")
     assert any("recovery is manual: Call Anna." in line for line in observed(result))
 
 
@@ -157,7 +157,7 @@ def test_a_restart_in_vain_fails_the_run_after_all_was_shown(small: Deployment, 
     home = home_of(small.engine, small.instance, path)
     cache.kill()
     result = home.run_job(JOB)
-    assert "1 restarts failed. cache: exit status 1: no" in failure(result)
+    assert "1 restart failed. cache: exit status 1: no" in failure(result)
     (outcome,) = rows(home.engine, job_outcomes)
     assert outcome["failed"] == 1
     assert not evaluation(result).passed
@@ -199,7 +199,7 @@ def test_the_schedule_skips_with_counts_and_records_the_look(home: Deployment) -
     assert isinstance(requests, list)
     assert home.run_requests(requests, JOB) == [True]
     (before,) = rows(home.engine, service_states)
-    assert skipped(tick(home)) == "No change among 1 services: 1 up."
+    assert skipped(tick(home)) == "No change among 1 service: 1 up."
     (after,) = rows(home.engine, service_states)
     assert (before["state"], after["state"], after["looks"]) == ("up", "up", before["looks"] + "U")
     assert after["checked_at"] > before["checked_at"]
@@ -223,7 +223,7 @@ def test_a_manual_service_that_stays_down_asks_for_no_more_runs(
     home = home_of(sqlite_engine, instance, manual(tmp_path, cache))
     cache.kill()
     assert home.run_job(JOB).success
-    assert skipped(tick(home)) == "No change among 1 services: 1 down."
+    assert skipped(tick(home)) == "No change among 1 service: 1 down."
 
 
 @pytest.mark.parametrize("status", [DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTED])

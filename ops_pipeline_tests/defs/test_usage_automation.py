@@ -111,7 +111,7 @@ def test_a_materialization_launched_by_hand_counts_as_running(engine: Engine, in
         status=DagsterRunStatus.STARTED,
         tags={"dagster/partition": "2026-03-10-11:00"},
     )
-    assert skipped(home.tick(SCHEDULE, at("2026-03-10 12:00"))) == "1 hours are queued or running."
+    assert skipped(home.tick(SCHEDULE, at("2026-03-10 12:00"))) == "1 hour is queued or running."
 
 
 def test_an_hour_that_keeps_failing_is_given_up_and_named_and_stops_no_other(
@@ -125,7 +125,7 @@ def test_an_hour_that_keeps_failing_is_given_up_and_named_and_stops_no_other(
         assert isinstance(requests, list) and home.run_requests(requests) == [False]
     assert [row["hour"].hour for row in rows(engine, usage_hours)] == [10, 11]
     reason = skipped(home.tick(SCHEDULE, at("2026-03-10 12:00")))
-    assert "1 hours failed too often" in reason and "2026-03-10 09:00" in reason
+    assert "1 hour failed too often" in reason and "2026-03-10 09:00" in reason
     assert "64 bits" in rows(engine, usage_hour_attempts)[0]["error"]
     with writing(engine) as connection:
         connection.execute(update(model_calls).where(model_calls.c.input_tokens > 100).values(input_tokens=5))
@@ -290,7 +290,7 @@ def test_a_run_whose_process_is_gone_does_not_hold_up_its_job(engine: Engine, in
     home = deployment(engine, instance)
     tags = {ASSET_PARTITION_RANGE_START_TAG: "2026-03-10-11:00", ASSET_PARTITION_RANGE_END_TAG: "2026-03-10-11:00"}
     dead = create_run_for_test(instance, HOURS, status=DagsterRunStatus.STARTED, tags=tags)
-    assert skipped(home.tick(SCHEDULE, at("2026-03-10 12:00"))) == "1 hours are queued or running."
+    assert skipped(home.tick(SCHEDULE, at("2026-03-10 12:00"))) == "1 hour is queued or running."
     assert fail_interrupted_runs(instance) == 1
     run = instance.get_run_by_id(dead.run_id)
     assert run is not None and run.status == DagsterRunStatus.FAILURE

@@ -82,7 +82,7 @@ def test_a_second_pass_writes_nothing_at_all(engine: Engine, tmp_path: Path) -> 
     assert writes(made) == []
     assert len([one for one in made if "FROM machines" in one]) == 1
     assert rows_of(engine) == before
-    assert counts_text(seen, second) == "2 machines on 1 hosts in sync."
+    assert counts_text(seen, second) == "2 machines on 1 host in sync."
 
 
 def test_the_time_of_an_unchanged_observation_is_refreshed_no_more_often_than_the_setting_says(

@@ -27,7 +27,7 @@ from ops_pipeline.database.engine import database_now, reading
 from ops_pipeline.database.errors import DatabaseProblem, Unreachable
 from ops_pipeline.database.leases import Lease, leased
 from ops_pipeline.passes import SHOWN_CHANGES, Deadline, Options, Report
-from ops_pipeline.reconcile import Change, Outcome
+from ops_pipeline.reconcile import Change, Outcome, counted
 
 NAME = "old_tasks"
 KIND = "analysis_tasks"
@@ -195,7 +195,7 @@ def _count(done: Done, decisions: TreeDecisions, now: datetime) -> None:
     for tree in decisions.going[: max(0, SHOWN_CHANGES - len(done.changes))]:
         root, below = tree.root, len(tree.members) - 1
         age = (now - root.completed_at) / timedelta(days=1) if root.completed_at else 0
-        reason = f"ended {age:.0f} days ago" + (f", with {below} tasks below it" if below else "")
+        reason = f"ended {age:.0f} days ago" + (f", with {counted(below, 'task')} below it" if below else "")
         done.changes.append(Change(f"{root.id} ({root.target})", ARCHIVE, reason, root.status))
 
 

@@ -139,7 +139,7 @@ def _reported(engine: Engine, found: Found, options: Options) -> Report:
 
 def _actions(changes: Sequence[Change]) -> dict[str, int]:
     """Reasons hold minutes and names: as counts the actions say more."""
-    return dict(Counter(f"{change.planned_from} -> {change.action}" for change in changes))
+    return dict(Counter(f"{change.planned_from}: {change.action}" for change in changes))
 
 
 def _apply(engine: Engine, found: Found, options: Options, done: Applied, lease: Lease) -> None:

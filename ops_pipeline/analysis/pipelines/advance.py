@@ -41,6 +41,7 @@ from ops_pipeline.analysis.pipelines.submitting import submit_jobs
 from ops_pipeline.analysis.submitting import SubmissionRefused
 from ops_pipeline.analysis.tables import FAILED, RUNNING
 from ops_pipeline.database.errors import DatabaseProblem
+from ops_pipeline.reconcile import counted
 
 MOST_ACTIONS = 1_000
 """A pipeline of 50 steps takes less than 300; more means that the rules go round in a circle."""
@@ -175,7 +176,7 @@ def _start_step(connection: Connection, pipeline: Pipeline, position: int, now: 
     store.set_jobs(connection, pipeline.id, position, decided)
     store.set_step(connection, pipeline.id, position, status=RUNNING, started_at=now)
     skipped = [str(one["reason"]) for one in decided if one["status"] == SKIPPED]
-    told = f"{len(skipped)} of {len(decided)} jobs skipped: {skipped[0]}" if skipped else f"{len(decided)} jobs"
+    told = f"{len(skipped)} of {len(decided)} jobs skipped: {skipped[0]}" if skipped else counted(len(decided), "job")
     name = pipeline.steps[position].name
     store.tell(connection, pipeline.id, now, STEP, step=name, before="pending", after=RUNNING, reason=told)
 

@@ -14,7 +14,7 @@ from ops_pipeline.analysis.protocol import Progress
 from ops_pipeline.analysis.states import HANDED_BACK, UNAVAILABLE, Task
 from ops_pipeline.analysis.storing import Done
 from ops_pipeline.analysis.tables import COMPLETED, PENDING
-from ops_pipeline.reconcile import Outcome
+from ops_pipeline.reconcile import Outcome, counted
 
 KEPT_ROWS = 50
 SAID_AGAIN_SECONDS = 60.0
@@ -91,7 +91,7 @@ class Report:
         self.findings += findings
         task = result.task
         self.rows.append(Row(task.id, task.service, task.target, task.attempt, became, findings, result.message))
-        told = f"{findings} findings" if status == COMPLETED else result.message
+        told = counted(findings, "finding") if status == COMPLETED else result.message
         self.tell(f"{task.id}: running -> {became}{f' ({told})' if told else ''}")
 
     def outcome(self) -> Outcome:

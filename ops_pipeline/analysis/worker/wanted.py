@@ -17,6 +17,7 @@ from ops_pipeline.analysis.limits import IS_PENDING, IS_RUNNING, open_slots, rea
 from ops_pipeline.analysis.policy import Policy
 from ops_pipeline.analysis.tables import analysis_tasks, analysis_workers
 from ops_pipeline.database.expressions import instant_order
+from ops_pipeline.reconcile import counted
 
 tasks, workers = analysis_tasks.c, analysis_workers.c
 
@@ -104,15 +105,19 @@ def workers_wanted(found: Look, crew: Crew, now: datetime) -> tuple[int, str]:
     claimable = sum(found.claimable.values())
     if not claimable:
         return 0, f"No task can be claimed: {found.running} run, {found.waiting} wait."
+    tasks = counted(claimable, "task")
     leaving = {run for run, since in found.workers.items() if since <= now - crew.lifetime}
     staying = [run for run in crew.runs if run not in leaving | found.dead | found.ended]
     beginning = [run for run in staying if run not in found.workers]
     needed = math.ceil(claimable / crew.concurrency) - len(beginning)
     if needed <= 0:
-        return 0, f"{claimable} tasks can be claimed; {len(beginning)} workers are about to begin."
+        return 0, f"{tasks} can be claimed; {counted(len(beginning), 'worker is', 'workers are')} about to begin."
     free = crew.most - len(staying)
     if free <= 0:
-        return 0, f"{claimable} tasks can be claimed; {len(staying)} workers are at work, as many as may be."
+        return (
+            0,
+            f"{tasks} can be claimed; {counted(len(staying), 'worker is', 'workers are')} at work, as many as may be.",
+        )
     return min(needed, free), ""
 
 

@@ -42,10 +42,10 @@ from ops_pipeline.database.engine import database_now, reading
 from ops_pipeline.database.errors import Conflict
 from ops_pipeline.defs.looking import look_first, sensor_interval
 from ops_pipeline.defs.metadata import JOB_METADATA, OWNERS, outcome_metadata, table
-from ops_pipeline.defs.resources import HANDED_ON, OperationsDatabase
+from ops_pipeline.defs.resources import FAILURES, OperationsDatabase, handed
 from ops_pipeline.defs.runs import job_tags, resting_until
 from ops_pipeline.operations.outcomes import record_outcome
-from ops_pipeline.reconcile import Plan, changes_table
+from ops_pipeline.reconcile import Plan, changes_table, counted
 from ops_pipeline.settings import Settings
 
 JOB = "advance_pipelines"
@@ -59,6 +59,8 @@ MOST_OBSERVATIONS = 200
 
 Seen = tuple[list[Looked], datetime, list[str]]
 """Unfinished pipelines, the database's time, and ended ones that can go."""
+SEEN = handed("unfinished pipelines", "Pipelines that have not ended, what became of their tasks, and old ones.")
+DECIDED = handed("what is due", "What is due for which pipeline.")
 
 
 class AdvanceConfig(Config):
@@ -88,7 +90,7 @@ def advance_job() -> JobDefinition:
     """Build the job."""
 
     @op(
-        out=HANDED_ON,
+        out=SEEN.out,
         description="Looks at every unfinished pipeline, at what became of its tasks, and for old ones.",
     )
     def observe_pipelines(context: OpExecutionContext, database: OperationsDatabase) -> Seen:
@@ -97,19 +99,25 @@ def advance_job() -> JobDefinition:
         context.add_output_metadata({"unfinished": len(seen[0]), "forgettable": len(seen[2])})
         return seen
 
-    @op(out=HANDED_ON, description="Shows what is due for which pipeline.")
+    @op(out=DECIDED.out, ins={"observed": SEEN.into}, description="Shows what is due for which pipeline.")
     def plan_pipelines(context: OpExecutionContext, observed: Seen) -> Plan:
         plan = plan_of(*observed)
         changes = MetadataValue.md(changes_table(plan.changes) if plan.changes else "Nothing to do.")
         context.add_output_metadata({"due": len(plan.changes), "changes": changes})
         return plan
 
-    @op(out=HANDED_ON, description="Does it, pipeline by pipeline, and tells what happened to pipelines since.")
+    @op(
+        out=FAILURES.out,
+        ins={"plan": DECIDED.into},
+        description="Does what is due, pipeline by pipeline, and tells what happened to pipelines since.",
+    )
     def apply_pipelines(
         context: OpExecutionContext, config: AdvanceConfig, plan: Plan, database: OperationsDatabase
     ) -> list[str]:
         if config.dry_run:
-            context.log.info(f"Dry run: {len(plan.changes)} pipelines would be advanced, nothing was changed.")
+            context.log.info(
+                f"Dry run: {counted(len(plan.changes), 'pipeline')} would be advanced, nothing was changed."
+            )
             return []
         started = datetime.now(UTC)
         outcome, failures = apply(database.engine, plan, cancel_tasks)
@@ -126,10 +134,12 @@ def advance_job() -> JobDefinition:
         return failures
 
     # In an op of its own: Dagster drops what an op that fails has reported.
-    @op(description="Fails the run when a pipeline could not be advanced.")
+    @op(ins={"failures": FAILURES.into}, description="Fails the run when a pipeline could not be advanced.")
     def judge_pipelines(failures: list[str]) -> None:
         if failures:
-            raise Failure(f"{len(failures)} pipelines could not be advanced. {failures[0]}", allow_retries=False)
+            raise Failure(
+                f"{counted(len(failures), 'pipeline')} could not be advanced. {failures[0]}", allow_retries=False
+            )
 
     @job(
         name=JOB,
@@ -233,8 +243,10 @@ def _look(instance: DagsterInstance, engine: Engine) -> str | None:
         return None
     told = _tell_from_sensor(instance, engine)
     if until is not None:
-        return f"{len(plan.changes)} pipelines are due, but the last runs failed: tried again at {until:%H:%M:%S} UTC."
-    return f"Nothing is due for {len(looked)} unfinished pipelines; {told} advances and transitions were told."
+        due = counted(len(plan.changes), "pipeline is", "pipelines are")
+        return f"{due} due, but the last runs failed: tried again at {until:%H:%M:%S} UTC."
+    unfinished = counted(len(looked), "unfinished pipeline")
+    return f"Nothing is due for {unfinished}; advances and transitions told: {told}."
 
 
 def _tell_from_sensor(instance: DagsterInstance, engine: Engine) -> int:

@@ -52,6 +52,7 @@ from ops_pipeline.defs.metadata import JOB_METADATA, OWNERS, outcome_metadata, t
 from ops_pipeline.defs.resources import OperationsDatabase
 from ops_pipeline.defs.runs import JOB_TAG, UNFINISHED, job_tags, resting_until
 from ops_pipeline.operations.outcomes import record_outcome
+from ops_pipeline.reconcile import counted
 from ops_pipeline.settings import Settings
 
 JOB = "execute_analysis_tasks"
@@ -73,7 +74,8 @@ class WorkerConfig(Config):
 
     dry_run: bool = Field(default=False, description="Show what could be claimed, and claim nothing.")
     linger_seconds: float | None = Field(
-        default=None, description="Another wait for new tasks than ANALYSIS_WORKER_LINGER_SECONDS."
+        default=None,
+        description="Wait so long for new tasks before the worker ends. Left out: ANALYSIS_WORKER_LINGER_SECONDS.",
     )
 
 
@@ -110,7 +112,7 @@ def results_check() -> AssetChecksDefinition:
         return AssetCheckResult(
             passed=not flaws,
             severity=AssetCheckSeverity.WARN,
-            description=f"{looked} results looked at, {len(flaws)} of them are not whole.",
+            description=f"{counted(looked, 'result')} looked at, {len(flaws)} of them not whole.",
             metadata={"results": looked, "flaws": table(("flaw",), [(flaw,) for flaw in flaws], empty="None.")},
         )
 

@@ -47,27 +47,30 @@ from ops_pipeline.defs.hypervisor.firewall_shown import (
 )
 from ops_pipeline.defs.looking import TICK_SECONDS, look_first, tell_check
 from ops_pipeline.defs.metadata import JOB_METADATA, OWNERS, outcome_metadata
-from ops_pipeline.defs.resources import HANDED_ON, OperationsDatabase
+from ops_pipeline.defs.resources import FAILURES, OperationsDatabase, handed
 from ops_pipeline.defs.runs import job_tags
 from ops_pipeline.hypervisor.filters import sync
 from ops_pipeline.hypervisor.filters.plan import FilterPolicy
 from ops_pipeline.hypervisor.filters.sync import Firewall, Looked, Planned, outcome_of
 from ops_pipeline.operations.outcomes import last_details, record_outcome
-from ops_pipeline.reconcile import Outcome, PlanRefused, SafetyLimit
+from ops_pipeline.reconcile import Outcome, PlanRefused, SafetyLimit, counted
 from ops_pipeline.settings import Settings
 
 JOB = "flush_firewall"
 SHOWN_FAILURES = 10
+SEEN = handed("filters of the hosts", "Network filters, bindings and interfaces, as every host showed them.")
+DECIDED = handed("changes of filters", "What would be defined and removed, host by host.")
 
 
 class PlanConfig(Config):
     """How much one run may remove."""
 
     max_removals: int | None = Field(
-        default=None, description="Another limit than NETWORK_FILTER_MAX_REMOVALS: orphans of one host that may go."
+        default=None, description="So many orphans of one host may go. Left out: NETWORK_FILTER_MAX_REMOVALS."
     )
     max_removal_share: float | None = Field(
-        default=None, description="Another limit than NETWORK_FILTER_MAX_REMOVAL_SHARE: the share of a host's filters."
+        default=None,
+        description="This share of a host's filters may go, 0 to 1. Left out: NETWORK_FILTER_MAX_REMOVAL_SHARE.",
     )
 
 
@@ -140,19 +143,22 @@ def filters_check(settings: Settings, name: str, text: str) -> AssetChecksDefini
 
 
 # In an op of its own: Dagster drops what an op that fails has reported.
-@op(description="Fails the run when a host or a filter failed, after everything else was done.")
+@op(
+    ins={"failures": FAILURES.into},
+    description="Fails the run when a host or a filter failed, after everything else was done.",
+)
 def judge_network_filters(failures: list[str]) -> None:
     """Fail with what went wrong."""
     if failures:
         shown = "\n".join(failures[:SHOWN_FAILURES])
         more = f"\n… and {len(failures) - SHOWN_FAILURES} more" if len(failures) > SHOWN_FAILURES else ""
-        raise Failure(f"{len(failures)} problems with network filters:\n{shown}{more}", allow_retries=False)
+        raise Failure(f"{counted(len(failures), 'problem')} with network filters:\n{shown}{more}", allow_retries=False)
 
 
 def flush_job(settings: Settings) -> JobDefinition:
     """Build the job for a deployment's settings."""
 
-    @op(out=HANDED_ON, description="Looks at the filters, bindings and interfaces of every host, all at once.")
+    @op(out=SEEN.out, description="Looks at the filters, bindings and interfaces of every host, all at once.")
     def observe_network_filters(context: OpExecutionContext, database: OperationsDatabase) -> Looked:
         looked = sync.look(firewall_of(settings, database.engine))
         if not looked.hosts:
@@ -160,7 +166,11 @@ def flush_job(settings: Settings) -> JobDefinition:
         context.add_output_metadata(looked_metadata(looked))
         return looked
 
-    @op(out=HANDED_ON, description="Compares them with the database, and shows what would be defined and removed.")
+    @op(
+        out=DECIDED.out,
+        ins={"looked": SEEN.into},
+        description="Compares the filters with the database, and shows what would be defined and removed.",
+    )
     def plan_network_filters(
         context: OpExecutionContext, config: PlanConfig, looked: Looked, database: OperationsDatabase
     ) -> Planned:
@@ -174,14 +184,15 @@ def flush_job(settings: Settings) -> JobDefinition:
         return planned
 
     @op(
-        out=HANDED_ON,
-        description="Defines what differs, those that are included first; removes old orphans; and looks again.",
+        out=FAILURES.out,
+        ins={"planned": DECIDED.into},
+        description="Defines filters that differ, those that are included first; removes old orphans; and looks again.",
     )
     def apply_network_filters(
         context: OpExecutionContext, config: ApplyConfig, planned: Planned, database: OperationsDatabase
     ) -> list[str]:
         if config.dry_run:
-            context.log.info(f"Dry run: {len(planned.changes)} filters would be changed, nothing was.")
+            context.log.info(f"Dry run: {counted(len(planned.changes), 'filter')} would be changed, nothing was.")
             return []
         started = datetime.now(UTC)
         synced = sync.apply(firewall_of(settings, database.engine), planned)

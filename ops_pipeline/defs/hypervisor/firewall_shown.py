@@ -12,7 +12,7 @@ from dagster import AssetCheckResult, AssetCheckSeverity, MetadataValue
 from ops_pipeline.defs.metadata import table
 from ops_pipeline.hypervisor.filters.facts import DONE, FAILED
 from ops_pipeline.hypervisor.filters.sync import Looked, Planned, Synced
-from ops_pipeline.reconcile import changes_table
+from ops_pipeline.reconcile import changes_table, counted
 
 FILTERS = "network_filters"
 IN_SYNC, CARRIED, WIDER = "filters_match_the_database", "machines_carry_their_filters", "ipv6_is_no_wider_open"
@@ -90,9 +90,9 @@ def check_results(planned: Planned, failures: Sequence[str]) -> dict[str, AssetC
     unable = [host_id for host_id, look in planned.looked.looks.items() if not look.supported]
     fine = f"Nothing to look at on {', '.join(unable[:SHOWN])}: {UNABLE}." if unable else ALL_WELL
     return {
-        IN_SYNC: _result(failures, "problems", AssetCheckSeverity.ERROR, fine),
-        CARRIED: _result(lacking, "machines", AssetCheckSeverity.ERROR, fine),
-        WIDER: _result(wider, "filters", AssetCheckSeverity.WARN),
+        IN_SYNC: _result(failures, "problem", AssetCheckSeverity.ERROR, fine),
+        CARRIED: _result(lacking, "machine", AssetCheckSeverity.ERROR, fine),
+        WIDER: _result(wider, "filter", AssetCheckSeverity.WARN),
     }
 
 
@@ -101,8 +101,8 @@ def _result(found: Sequence[str], word: str, severity: AssetCheckSeverity, fine:
     return AssetCheckResult(
         passed=not found,
         severity=severity,
-        description=f"{len(found)} {word}: {'; '.join(found[:SHOWN])}{more}." if found else fine,
-        metadata={word: len(found)},
+        description=f"{counted(len(found), word)}: {'; '.join(found[:SHOWN])}{more}." if found else fine,
+        metadata={f"{word}s": len(found)},
     )
 
 
@@ -121,12 +121,14 @@ def told_details(synced: Synced, failures: Sequence[str]) -> dict[str, Any]:
 def skip_text(planned: Planned) -> str:
     """Why there is nothing to do."""
     plans, looks = planned.hosts, planned.looked.looks
-    counts = {
-        "orphans wait": sum(len(one.orphans) for one in plans.values()),
-        "oddities are left alone": sum(len(one.kept.keys() - one.orphans.keys()) for one in plans.values()),
-        "hosts know no network filters": sum(not one.supported for one in looks.values()),
-    }
-    counts["oddities are left alone"] -= counts["hosts know no network filters"] if planned.wanted.desired.names else 0
-    more = "".join(f"; {count} {what}" for what, count in counts.items() if count)
-    able = sum(one.supported for one in looks.values())
-    return f"In sync: {planned.in_sync} filters on {able} hosts{more}."
+    unable = sum(not one.supported for one in looks.values())
+    orphans = sum(len(one.orphans) for one in plans.values())
+    odd = sum(len(one.kept.keys() - one.orphans.keys()) for one in plans.values())
+    odd -= unable if planned.wanted.desired.names else 0
+    parts = (
+        f"In sync: {counted(planned.in_sync, 'filter')} on {counted(len(looks) - unable, 'host')}",
+        counted(orphans, "orphan waits", "orphans wait") if orphans else "",
+        counted(odd, "oddity is", "oddities are") + " left alone" if odd else "",
+        counted(unable, "host knows", "hosts know") + " no network filters" if unable else "",
+    )
+    return "; ".join(part for part in parts if part) + "."

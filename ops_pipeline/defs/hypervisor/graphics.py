@@ -37,7 +37,7 @@ from sqlalchemy import Engine
 from ops_pipeline.defs.hypervisor.firewall_shown import NOTHING_TO_LOOK_AT
 from ops_pipeline.defs.looking import TICK_SECONDS, look_first, tell_check
 from ops_pipeline.defs.metadata import JOB_METADATA, OWNERS, outcome_metadata, table
-from ops_pipeline.defs.resources import HANDED_ON, OperationsDatabase
+from ops_pipeline.defs.resources import FAILURES, OperationsDatabase, handed
 from ops_pipeline.defs.runs import job_tags
 from ops_pipeline.hypervisor.graphics.facts import GraphicsPolicy
 from ops_pipeline.hypervisor.graphics.figures import GPU_HEADER, gpu_cells, gpu_rows
@@ -56,7 +56,7 @@ from ops_pipeline.hypervisor.graphics.update import (
 )
 from ops_pipeline.hypervisor.hosts import mark_unreachable
 from ops_pipeline.operations.outcomes import record_outcome
-from ops_pipeline.reconcile import PlanRefused, changes_table
+from ops_pipeline.reconcile import PlanRefused, changes_table, counted
 from ops_pipeline.settings import Settings
 
 JOB = "update_graphics_information"
@@ -64,6 +64,8 @@ GPUS = "gpus"
 CHECK = "gpus_without_conflicts"
 KEPT_CONFLICTS = 1000
 """So many are kept with the outcome of a run."""
+SEEN = handed("devices of the hosts", "PCI devices of every host, and what its domains use of them.")
+DECIDED = handed("changes of GPUs", "What differs from the inventory and the assignments, and conflicts.")
 
 
 class PlanConfig(Config):
@@ -153,7 +155,7 @@ def check_result(planned: GraphicsPlan) -> AssetCheckResult:
     """The result of the check for a plan."""
     conflicts = planned.conflicts
     rows = [(one.host_id, one.address, one.text) for one in conflicts]
-    words = f"{len(conflicts)} conflicts. The first: {' '.join(rows[0])}." if rows else "No conflicts."
+    words = f"{counted(len(conflicts), 'conflict')}. The first: {' '.join(rows[0])}." if rows else "No conflicts."
     return AssetCheckResult(
         passed=not conflicts,
         severity=AssetCheckSeverity.ERROR,
@@ -169,13 +171,13 @@ def check_result(planned: GraphicsPlan) -> AssetCheckResult:
 def problems_text(planned: GraphicsPlan) -> str:
     """What could not be done, in words."""
     told = "; ".join(f"{host}: {problem}" for host, problem in planned.problems.items())
-    return f"{len(planned.problems)} hosts were left as they were. {told}"
+    return f"{counted(len(planned.problems), 'host was', 'hosts were')} left alone. {told}"
 
 
 def graphics_job(settings: Settings) -> JobDefinition:
     """Build the job for a deployment's settings."""
 
-    @op(out=HANDED_ON, description="Asks every host for its PCI devices and for what each domain uses.")
+    @op(out=SEEN.out, description="Asks every host for its PCI devices and for what each domain uses.")
     def observe_gpus(context: OpExecutionContext, database: OperationsDatabase) -> GraphicsSeen:
         seen = look(graphics_setup(settings, database.engine))
         if not seen.hosts:
@@ -190,13 +192,21 @@ def graphics_job(settings: Settings) -> JobDefinition:
         )
         return seen
 
-    @op(out=HANDED_ON, description="Compares inventory and assignments with what was found.")
+    @op(
+        out=DECIDED.out,
+        ins={"seen": SEEN.into},
+        description="Compares inventory and assignments with what was found.",
+    )
     def plan_gpus(context: OpExecutionContext, config: PlanConfig, seen: GraphicsSeen) -> Planned:
         planned = plan(seen, graphics_policy(settings), config.accept_loss)
         context.add_output_metadata(_plan_metadata(planned))
         return Planned(seen, planned)
 
-    @op(out=HANDED_ON, description="Writes what is still as it was when it was looked at, and reports.")
+    @op(
+        out=FAILURES.out,
+        ins={"planned": DECIDED.into},
+        description="Writes what is still as it was when it was looked at, and reports.",
+    )
     def apply_gpus(
         context: OpExecutionContext, config: ApplyConfig, database: OperationsDatabase, planned: Planned
     ) -> list[str]:
@@ -207,7 +217,10 @@ def graphics_job(settings: Settings) -> JobDefinition:
         return _apply(context, setup, planned)
 
     # In an op of its own: Dagster drops what an op that fails has reported.
-    @op(description="Fails the run when a host could not be looked at, or when the plan was refused.")
+    @op(
+        ins={"problems": FAILURES.into},
+        description="Fails the run when a host could not be looked at, or when the plan was refused.",
+    )
     def judge_gpus(problems: list[str]) -> None:
         if problems:
             raise Failure(" ".join(problems), allow_retries=False)

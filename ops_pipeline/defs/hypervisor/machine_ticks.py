@@ -38,6 +38,7 @@ from ops_pipeline.hypervisor.machines.news import NO_HOSTS, news_of, problems_te
 from ops_pipeline.hypervisor.machines.plans import StatusPlan, plan_statuses
 from ops_pipeline.hypervisor.machines.sync import Applied, apply, apply_changes, counts_text, look, outcome_of
 from ops_pipeline.operations.outcomes import last_details, record_outcome
+from ops_pipeline.reconcile import counted
 from ops_pipeline.settings import Settings
 
 SENSOR = "vm_events_sensor"
@@ -130,7 +131,8 @@ def _tell(
     record_outcome(
         database.engine, job=SENSOR, run_id="", started_at=started, outcome=outcome, details={"changes": changes}
     )
-    words = f"{applied.changed} machines changed, {applied.skipped} by others meanwhile: {', '.join(changes[:10])}."
+    changed = counted(applied.changed, "machine")
+    words = f"{changed} changed, {applied.skipped} by others meanwhile: {', '.join(changes[:10])}."
     metadata = {**outcome_metadata(outcome), "changes": MetadataValue.md(plan_text(planned))}
     context.instance.report_runless_asset_event(AssetObservation(MACHINES, description=words, metadata=metadata))
     return words

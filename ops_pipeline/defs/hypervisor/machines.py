@@ -25,7 +25,7 @@ from pydantic import Field
 from ops_pipeline.defs.hypervisor.machine_checks import check_results
 from ops_pipeline.defs.looking import tell_check
 from ops_pipeline.defs.metadata import JOB_METADATA, OWNERS, outcome_metadata, table
-from ops_pipeline.defs.resources import HANDED_ON, OperationsDatabase
+from ops_pipeline.defs.resources import FAILURES, OperationsDatabase, handed
 from ops_pipeline.defs.runs import job_tags
 from ops_pipeline.hypervisor.machines.news import NO_HOSTS, findings_key, problems_text, states_of
 from ops_pipeline.hypervisor.machines.plans import Limits, Observed, StatusPlan
@@ -38,6 +38,8 @@ from ops_pipeline.settings import Settings
 JOB = "update_vm_status"
 MACHINES = "machines"
 GROUP = "hypervisor"
+SEEN = handed("machines and domains", "What the platform says of its machines, and what every host showed.")
+DECIDED = handed("changes of machines", "What follows for each machine, and what needs a person.")
 
 
 class StatusConfig(Config):
@@ -47,7 +49,7 @@ class StatusConfig(Config):
     max_down_share: float | None = Field(
         default=None,
         description="At most this share (0 to 1) of a host's machines may go down in this run; 1 believes every host,"
-        " also one that has none of its machines any more. Empty: VM_MAX_DOWN_SHARE.",
+        " also one that has none of its machines any more. Left out: VM_MAX_DOWN_SHARE.",
     )
 
 
@@ -93,7 +95,7 @@ def machines_asset() -> AssetSpec:
 def status_job(settings: Settings) -> JobDefinition:
     """Build the job."""
 
-    @op(description="Looks at every host at once, each with its own deadline, then reads all machines.", out=HANDED_ON)
+    @op(description="Looks at every host at once, each with its own deadline, then reads all machines.", out=SEEN.out)
     def observe_machines(context: OpExecutionContext, database: OperationsDatabase) -> Observed:
         seen = look(scene_of(settings, database))
         if not seen.hosts:
@@ -103,7 +105,11 @@ def status_job(settings: Settings) -> JobDefinition:
         context.add_output_metadata({**numbers, "machines": len(seen.machines)})
         return seen
 
-    @op(description="Decides what follows for each machine, and refuses what cannot be believed.", out=HANDED_ON)
+    @op(
+        description="Decides what follows for each machine, and refuses what cannot be believed.",
+        out=DECIDED.out,
+        ins={"seen": SEEN.into},
+    )
     def plan_machines(
         context: OpExecutionContext, config: StatusConfig, database: OperationsDatabase, seen: Observed
     ) -> Pass:
@@ -121,7 +127,11 @@ def status_job(settings: Settings) -> JobDefinition:
         )
         return Pass(datetime.now(UTC), seen, planned, config.dry_run)
 
-    @op(description="Writes the changes that still hold, and reports; a dry run writes nothing.", out=HANDED_ON)
+    @op(
+        description="Writes the changes that still hold, and reports; a dry run writes nothing.",
+        out=FAILURES.out,
+        ins={"planned": DECIDED.into},
+    )
     def apply_machines(context: OpExecutionContext, database: OperationsDatabase, planned: Pass) -> dict[str, str]:
         if planned.dry_run:
             return {}
@@ -146,7 +156,10 @@ def status_job(settings: Settings) -> JobDefinition:
         return dict(planned.plan.problems)
 
     # In an op of its own: Dagster drops what an op that fails has reported.
-    @op(description="Fails the run when a host did not answer or was not believed; the others were done.")
+    @op(
+        ins={"problems": FAILURES.into},
+        description="Fails the run when a host did not answer or was not believed; the others were done.",
+    )
     def judge_hosts(problems: dict[str, str]) -> None:
         if problems:
             raise Failure(f"{problems_text(problems)}. The machines of the other hosts were done.", allow_retries=False)

@@ -24,7 +24,7 @@ from dagster import (
 )
 
 from ops_pipeline.analysis.maintenance.records import COUNTS, read_passes
-from ops_pipeline.defs.maintenance.passes import ARCHIVES, PRIORITY, passes_of
+from ops_pipeline.defs.maintenance.passes import ARCHIVES, OPS, PRIORITY, passes_of
 from ops_pipeline.defs.metadata import JOB_METADATA, OWNERS, table
 from ops_pipeline.defs.resources import OperationsDatabase
 from ops_pipeline.defs.runs import in_flight_text, job_tags
@@ -35,6 +35,7 @@ from ops_pipeline.settings import Settings
 
 JOB = "run_maintenance"
 FIRST, LAST = 100, -100
+NOTHING_WRITTEN = "A dry run writes nothing down: the plan of each op stands in its own output."
 GRACE_SECONDS = 300
 """What a pass may take beyond its time budget: one more page, and its report."""
 
@@ -68,7 +69,8 @@ def maintenance_job(settings: Settings) -> JobDefinition:
         executor_def=in_process_executor,
         tags=job_tags(JOB, longest),
         metadata=JOB_METADATA,
-        description="Cleans up applications, tasks and raw calls that nobody needs any more, after their grace.",
+        description="Cleans up applications, tasks and raw calls that nobody needs any more, after their grace."
+        f" In this order, and whatever fails stops no other: {', '.join(f'`{one}`' for one in OPS.values())}.",
     )
     def run_maintenance() -> None:
         for one in (begin, *passes, conclude):
@@ -90,12 +92,17 @@ def _conclude() -> OpDefinition:
     def conclude_maintenance(context: OpExecutionContext, database: OperationsDatabase) -> None:
         rows = read_passes(database.engine, context.run_id)
         cells = [
-            (row["name"], row["status"], *(row[name] for name in COUNTS), round(row["backlog_seconds"]), row["error"])
+            (
+                OPS[row["name"]],
+                row["status"],
+                *(row[name] for name in COUNTS),
+                round(row["backlog_seconds"]),
+                row["error"],
+            )
             for row in rows
         ]
-        header = ("pass", "status", *COUNTS, "backlog seconds", "error")
-        empty = "Nothing was written down: of a dry run each pass shows its own plan."
-        context.add_output_metadata({"passes": table(header, cells, empty=empty)})
+        header = ("op", "status", *COUNTS, "backlog seconds", "error")
+        context.add_output_metadata({"passes": table(header, cells, empty=NOTHING_WRITTEN)})
         # A dry run has written nothing, and is none of the job's outcomes.
         if rows:
             record_outcome(

@@ -20,19 +20,29 @@ Otherwise = TypeVar("Otherwise")
 class PassConfig(Config):
     """What one run of a pass may do; whatever is left out is as the variables say."""
 
-    enabled: bool | None = Field(default=None, description="Whether the pass runs.")
+    enabled: bool | None = Field(default=None, description="Whether the pass runs. Left out: as its variable says.")
     dry_run: bool = Field(default=False, description="Plan and show, write nothing.")
-    max_count: int | None = Field(default=None, description="Another limit than MAINTENANCE_MAX_DELETIONS.")
-    max_share: float | None = Field(default=None, description="Another limit than MAINTENANCE_MAX_SHARE, 0 to 1.")
-    time_budget_seconds: int | None = Field(default=None, description="Another MAINTENANCE_TIME_BUDGET_SECONDS.")
+    max_count: int | None = Field(
+        default=None, description="At most so many deletions or ends. Left out: MAINTENANCE_MAX_DELETIONS."
+    )
+    max_share: float | None = Field(
+        default=None, description="At most this share of what was looked at, 0 to 1. Left out: MAINTENANCE_MAX_SHARE."
+    )
+    time_budget_seconds: int | None = Field(
+        default=None, description="Stop after so long. Left out: MAINTENANCE_TIME_BUDGET_SECONDS."
+    )
 
 
 class ApplicationsConfig(PassConfig):
     """What a run may do to applications."""
 
-    retention: str = Field(default="", description="Another ORPHAN_APP_RETENTION_DAYS, for example '7' or '12h'.")
+    retention: str = Field(
+        default="",
+        description="Missing for so long before it goes: '7' (days), '12h'. Empty: ORPHAN_APP_RETENTION_DAYS.",
+    )
     max_newly_missing_share: float | None = Field(
-        default=None, description="Another ORPHAN_APP_MAX_NEWLY_MISSING_SHARE, 0 to 1."
+        default=None,
+        description="At most this share may be newly missing, 0 to 1. Left out: ORPHAN_APP_MAX_NEWLY_MISSING_SHARE.",
     )
     adopt_root: bool = Field(
         default=False, description="Believe the root of applications, whatever its marker and device were before."
@@ -42,20 +52,36 @@ class ApplicationsConfig(PassConfig):
 class OrphansConfig(PassConfig):
     """What a run may do to tasks without an application."""
 
-    grace: str = Field(default="", description="Another GRACE_PERIOD_MINUTES, for example '5' or '1h'.")
+    grace: str = Field(
+        default="", description="Tasks younger than this stay: '5' (minutes), '1h'. Empty: GRACE_PERIOD_MINUTES."
+    )
 
 
 class StuckConfig(PassConfig):
     """What a run may do to tasks that nobody works on."""
 
-    running: str = Field(default="", description="Another STUCK_TASK_TIMEOUT_MINUTES, for example '120' or '2h'.")
-    pending: str = Field(default="", description="Another PENDING_TASK_TIMEOUT_MINUTES, for example '240' or '4h'.")
+    running: str = Field(
+        default="",
+        description="Running for longer than this: '120' (minutes), '2h'. Empty: STUCK_TASK_TIMEOUT_MINUTES.",
+    )
+    pending: str = Field(
+        default="",
+        description="Waiting for longer than this: '240' (minutes), '4h'. Empty: PENDING_TASK_TIMEOUT_MINUTES.",
+    )
 
 
-class RetentionConfig(PassConfig):
-    """What a run may do to what is old."""
+class OldTasksConfig(PassConfig):
+    """What a run may do to old tasks."""
 
-    retention: str = Field(default="", description="Another retention than the variable says, for example '30', '12h'.")
+    retention: str = Field(default="", description="Kept for so long: '30' (days), '12h'. Empty: TASK_RETENTION_DAYS.")
+
+
+class OldCallsConfig(PassConfig):
+    """What a run may do to old calls."""
+
+    retention: str = Field(
+        default="", description="Kept for so long: '90' (days), '12h'. Empty: MODEL_CALL_RETENTION_DAYS."
+    )
 
 
 def duration(text: str, unit: str, otherwise: Otherwise) -> timedelta | Otherwise:

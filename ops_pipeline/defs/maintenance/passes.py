@@ -26,9 +26,10 @@ from ops_pipeline.analysis.maintenance.records import record_pass
 from ops_pipeline.analysis.maintenance.tasks import TaskPolicy
 from ops_pipeline.defs.maintenance.config import (
     ApplicationsConfig,
+    OldCallsConfig,
+    OldTasksConfig,
     OrphansConfig,
     PassConfig,
-    RetentionConfig,
     StuckConfig,
     duration,
     options_of,
@@ -36,13 +37,22 @@ from ops_pipeline.defs.maintenance.config import (
 from ops_pipeline.defs.metadata import outcome_metadata, table
 from ops_pipeline.defs.resources import OperationsDatabase
 from ops_pipeline.passes import PREFIX, Options, Report
-from ops_pipeline.reconcile import changes_table
+from ops_pipeline.reconcile import changes_table, counted
 from ops_pipeline.settings import Settings
 from ops_pipeline.usage.pruning import PrunePolicy, prune_old_calls
 
 ARCHIVES = "maintenance_archives"
 PRIORITY = "dagster/priority"
 """No pass depends on another one, so that one that fails stops none; this alone puts them in order."""
+
+OPS = {
+    "orphan_applications": "clean_orphan_apps",
+    "orphan_tasks": "cancel_orphans",
+    "stuck_tasks": "end_stuck",
+    "old_tasks": "archive_old",
+    "old_model_calls": "prune_calls",
+}
+"""The op of each pass: what a person sees of it in the UI. Rows and metrics keep the names of passes."""
 
 Work = Callable[[Options], Report]
 
@@ -105,7 +115,7 @@ def _stuck(settings: Settings) -> OpDefinition:
 
 def _old_tasks(settings: Settings) -> OpDefinition:
     @op(description="Archives whole trees of tasks that ended long ago, then deletes them.", tags={PRIORITY: "20"})
-    def archive_old(context: OpExecutionContext, config: RetentionConfig, database: OperationsDatabase) -> None:
+    def archive_old(context: OpExecutionContext, config: OldTasksConfig, database: OperationsDatabase) -> None:
         def work(options: Options) -> Report:
             retention = duration(config.retention, "days", settings.task_retention_days)
             return archive_old_tasks(_lab(settings, database), retention, options)
@@ -121,7 +131,7 @@ def _old_calls(settings: Settings) -> OpDefinition:
         description="Archives raw model calls by month and prunes them, as far as their roll-ups are true.",
         tags={PRIORITY: "10"},
     )
-    def prune_calls(context: OpExecutionContext, config: RetentionConfig, database: OperationsDatabase) -> None:
+    def prune_calls(context: OpExecutionContext, config: OldCallsConfig, database: OperationsDatabase) -> None:
         def work(options: Options) -> Report:
             retention = duration(config.retention, "days", settings.model_call_retention_days)
             policy = PrunePolicy(settings.model_call_stats_start, retention, settings.model_calls_pruned_before)
@@ -160,7 +170,7 @@ def _run(
     except ValueError as error:
         report = Report(name, error=str(error))
     if report.skipped:
-        context.log.info(f"{PREFIX} {name} is off: {report.skipped}")
+        context.log.info(f"{PREFIX} {context.op.name} is off: {report.skipped}")
     if not config.dry_run:
         record_pass(database.engine, context.run_id, report, started)
     elif report.status == "success":
@@ -168,13 +178,18 @@ def _run(
         context.log.info(f"{PREFIX} {name}, dry run: {report.planned} planned, {left_alone} left alone; see its plan")
     metadata = _shown(report, dry_run=config.dry_run)
     if report.red:
-        why = report.error or f"{report.outcome.failed} objects failed, the others are done. {report.changes[0].reason}"
-        context.log.error(f"{PREFIX} {name}: {why}")
+        why = (
+            report.error
+            or f"{counted(report.outcome.failed, 'object')} failed, the others are done. {report.changes[0].reason}"
+        )
+        context.log.error(f"{PREFIX} {context.op.name}: {why}")
         raise Failure(why, metadata=metadata, allow_retries=False)
     context.add_output_metadata(metadata)
     for folder in report.facts.get("archives", ()):
         context.log_event(
-            AssetMaterialization(AssetKey(ARCHIVES), description=folder, metadata={"pass": name, "folder": folder})
+            AssetMaterialization(
+                AssetKey(ARCHIVES), description=folder, metadata={"op": context.op.name, "folder": folder}
+            )
         )
 
 
@@ -195,5 +210,14 @@ def _shown(report: Report, *, dry_run: bool) -> dict[str, Any]:
         **outcome_metadata(report.outcome),
         "left_over": report.left,
         "backlog_seconds": report.backlog_seconds,
-        "facts": MetadataValue.json(dict(report.facts)),
+        **{name: _told(value) for name, value in report.facts.items()},
     }
+
+
+def _told(value: Any) -> Any:
+    """A fact as a person reads it: numbers as they are, names one below the other."""
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, str):
+        return value or "None."
+    return MetadataValue.md("\n".join(f"- {one}" for one in value) or "None.")

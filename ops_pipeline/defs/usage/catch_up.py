@@ -31,6 +31,7 @@ from ops_pipeline.defs.runs import keys_in_backfills, range_request, ranges_in_f
 from ops_pipeline.defs.usage.hourly import NAME
 from ops_pipeline.defs.usage.jobs import job_name
 from ops_pipeline.defs.usage.partitions import hour_key, hour_of, hours_between
+from ops_pipeline.reconcile import counted
 from ops_pipeline.settings import Settings
 from ops_pipeline.usage.hours import HOUR, CatchUp, Window, floor_hour, hour_text
 from ops_pipeline.usage.progress import CatchUpPolicy, read_catch_up
@@ -101,13 +102,14 @@ def skip_text(plan: CatchUp, closed_until: datetime) -> str:
     """Why nothing is launched, in words."""
     parts = []
     if plan.in_flight:
-        parts.append(f"{plan.in_flight} hours are queued or running.")
+        parts.append(f"{counted(plan.in_flight, 'hour is', 'hours are')} queued or running.")
     if plan.given_up:
         hours = ", ".join(hour_text(hour) for hour in plan.given_up[:5])
         more = f" and {len(plan.given_up) - 5} more" if len(plan.given_up) > 5 else ""
         parts.append(
-            f"{len(plan.given_up)} hours failed too often and wait for a person: {hours}{more}. The reasons are in the"
-            " table usage_hour_attempts; they run again when their calls are corrected, or when launched by hand."
+            f"{counted(len(plan.given_up), 'hour')} failed too often, to be seen to by a person: {hours}{more}. The"
+            " reasons are in the table usage_hour_attempts; they run again when their calls are"
+            " corrected, or when launched by hand."
         )
     return " ".join(parts) or f"Every hour up to {hour_text(closed_until)} is done."
 

@@ -30,7 +30,7 @@ from ops_pipeline.defs.resources import OperationsDatabase
 from ops_pipeline.defs.usage.calls import CALLS
 from ops_pipeline.defs.usage.partitions import UsagePartitions, hour_key, hour_of
 from ops_pipeline.operations.outcomes import record_outcome
-from ops_pipeline.reconcile import Outcome
+from ops_pipeline.reconcile import Outcome, counted
 from ops_pipeline.settings import Settings
 from ops_pipeline.usage.aggregate import ChunkResult, HourResult, Policy, aggregate
 from ops_pipeline.usage.hours import hour_text
@@ -219,7 +219,7 @@ def _raise_failures(chunks: Sequence[ChunkResult]) -> None:
         return
     why = table(("hour", "why"), [(hour_text(failure.hour), failure.error) for failure in failures], empty="")
     raise Failure(
-        description=f"{len(failures)} hours failed and keep their old numbers, the others are done."
+        description=f"{counted(len(failures), 'hour')} failed, with the old numbers kept; the others are done."
         f" {hour_text(failures[0].hour)}: {failures[0].error}",
         metadata={"failed_hours": why},
         allow_retries=False,

@@ -41,10 +41,10 @@ from sqlalchemy import Connection
 from ops_pipeline.database.engine import database_now, reading
 from ops_pipeline.defs.looking import look_first, tell_check
 from ops_pipeline.defs.metadata import JOB_METADATA, OWNERS, outcome_metadata, table
-from ops_pipeline.defs.resources import HANDED_ON, OperationsDatabase
+from ops_pipeline.defs.resources import OperationsDatabase, handed
 from ops_pipeline.defs.runs import in_flight_text, job_tags, resting_until
 from ops_pipeline.operations.outcomes import record_outcome
-from ops_pipeline.reconcile import changes_table
+from ops_pipeline.reconcile import changes_table, counted
 from ops_pipeline.settings import Settings
 from ops_pipeline.usage.probes.answers import UNAVAILABLE
 from ops_pipeline.usage.probes.check import Report, check_models, longest_check_seconds, outcome_of, plan_of
@@ -67,6 +67,7 @@ JOB = "check_model_status"
 STATUSES = "model_statuses"
 CHECK = "models_answer"
 NO_FILE = "MODEL_PROBES_FILE names no file of models to probe: see docs/usage.md."
+INTENTS = handed("models", "What to do about each model: probe it, take its real calls for a proof, or leave it.")
 
 
 class ProbeConfig(Config):
@@ -112,7 +113,7 @@ def check_job(probes: Probes | None) -> JobDefinition:
     """Build the job; without a file of models its runs say that there is none."""
 
     @op(
-        out=HANDED_ON,
+        out=INTENTS.out,
         description="Reads what is known about each model, and how its recent calls went.",
     )
     def observe_model_status(
@@ -128,7 +129,11 @@ def check_job(probes: Probes | None) -> JobDefinition:
         context.add_output_metadata({"models": len(intents)})
         return intents
 
-    @op(out=HANDED_ON, description="Decides which models are probed, and which ones real calls have proved.")
+    @op(
+        out=INTENTS.out,
+        ins={"intents": INTENTS.into},
+        description="Decides which models are probed, and which ones real calls have proved.",
+    )
     def plan_model_status(context: OpExecutionContext, intents: list[Intent]) -> list[Intent]:
         plan = plan_of(intents)
         context.add_output_metadata(
@@ -140,7 +145,10 @@ def check_job(probes: Probes | None) -> JobDefinition:
         )
         return intents
 
-    @op(description="Probes within the day's budget, verifies what changed, and reports models that flipped.")
+    @op(
+        ins={"intents": INTENTS.into},
+        description="Probes within the day's budget, verifies what changed, and reports models that flipped.",
+    )
     def apply_model_status(
         context: OpExecutionContext, config: CheckConfig, intents: list[Intent], database: OperationsDatabase
     ) -> None:
@@ -251,7 +259,9 @@ def _down_text(down: Sequence[tuple[str, Status]]) -> str:
     if not down:
         return "No model is unavailable."
     named = "; ".join(f"{name} ({status.error_code})" for name, status in down[:10])
-    return f"{len(down)} models are unavailable: {named}{' and more' if len(down) > 10 else ''}."
+    return (
+        f"{counted(len(down), 'model is', 'models are')} unavailable: {named}{' and more' if len(down) > 10 else ''}."
+    )
 
 
 def check_schedule(settings: Settings, check: JobDefinition, probes: Probes | None) -> ScheduleDefinition:
@@ -274,7 +284,7 @@ def check_schedule(settings: Settings, check: JobDefinition, probes: Probes | No
                 intents = _intents(connection, probes)
             # A run without probes still keeps the states and the table of models fresh, and costs two seconds.
             due = any(one.action in {PROBE, TRAFFIC} for one in intents)
-            return None if due else f"None of {len(intents)} models is to be probed."
+            return None if due else f"None of {counted(len(intents), 'model')} is to be probed."
 
         return look_first(context.instance, JOB, look)
 

@@ -29,6 +29,7 @@ from ops_pipeline.defs.metadata import OWNERS, table
 from ops_pipeline.defs.resources import OperationsDatabase
 from ops_pipeline.defs.usage.partitions import UsagePartitions, date_of
 from ops_pipeline.defs.usage.rollups import DAILY
+from ops_pipeline.reconcile import counted
 from ops_pipeline.settings import Settings
 from ops_pipeline.usage.rollups import day_revision, mark_reported
 
@@ -78,7 +79,7 @@ def report_asset(settings: Settings, partitions: UsagePartitions) -> AssetsDefin
                 failures.append((key, str(error)))
         if failures:
             raise Failure(
-                f"{len(failures)} reports failed, the others are there. {failures[0][0]}: {failures[0][1]}",
+                f"{counted(len(failures), 'report')} failed, the others are there. {failures[0][0]}: {failures[0][1]}",
                 metadata={"failed_days": table(("day", "why"), failures, empty="")},
                 allow_retries=False,
             )

@@ -32,7 +32,7 @@ from ops_pipeline.defs.metadata import OWNERS, table, totals_metadata
 from ops_pipeline.defs.resources import OperationsDatabase
 from ops_pipeline.defs.usage.partitions import UsagePartitions, date_of
 from ops_pipeline.operations.outcomes import record_outcome
-from ops_pipeline.reconcile import Outcome
+from ops_pipeline.reconcile import Outcome, counted
 from ops_pipeline.settings import Settings
 from ops_pipeline.usage.aggregate import RollUpMismatch
 from ops_pipeline.usage.hours import next_month
@@ -144,7 +144,7 @@ def _rollup_asset(
             )
         if failures:
             raise Failure(
-                description=f"{len(failures)} periods failed and keep their old numbers. {failures[0][0]}:"
+                description=f"{counted(len(failures), 'period')} failed, with the old numbers kept. {failures[0][0]}:"
                 f" {failures[0][1]}",
                 metadata={"failed": table(("period", "why"), failures, empty="")},
                 allow_retries=False,

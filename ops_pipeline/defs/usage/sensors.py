@@ -28,6 +28,7 @@ from ops_pipeline.defs.usage.jobs import job_name
 from ops_pipeline.defs.usage.partitions import date_of, ranges_of_dates
 from ops_pipeline.defs.usage.report import REPORT
 from ops_pipeline.defs.usage.rollups import DAILY, MONTHLY
+from ops_pipeline.reconcile import counted
 from ops_pipeline.settings import Settings
 from ops_pipeline.usage.hours import CatchUp, floor_hour, plan_catch_up
 from ops_pipeline.usage.late import Late, LateCursor, LatePolicy, look_for_late_calls
@@ -83,13 +84,13 @@ def late_model_calls_sensor(settings: Settings, job: UnresolvedAssetJobDefinitio
 def _late_text(late: Late, plan: CatchUp) -> str:
     if not late.stale:
         swept = f", counted the calls of every hour looked at and found {late.swept} differing" if late.swept else ""
-        return f"No late calls: compared {late.compared} hours{swept}."
-    parts = [f"{len(late.stale)} hours have late calls"]
+        return f"No late calls: compared {counted(late.compared, 'hour')}{swept}."
+    parts = [f"{counted(len(late.stale), 'hour has', 'hours have')} late calls"]
     if plan.in_flight:
-        parts.append(f"{plan.in_flight} of them are queued or running")
+        parts.append(f"{plan.in_flight} of them queued or running")
     if plan.given_up:
         parts.append(
-            f"{len(plan.given_up)} failed too often and wait for a person (usage_hour_attempts says why):"
+            f"{len(plan.given_up)} failed too often, to be seen to by a person (usage_hour_attempts says why):"
             f" {late.stale[plan.given_up[0]]}"
         )
     return "; ".join(parts) + "."
@@ -128,7 +129,7 @@ def usage_rollups_sensor(settings: Settings, jobs: Sequence[UnresolvedAssetJobDe
             wanted = [] if rest else _date_requests(context, asset, dates)
             requests += wanted
             if not wanted:
-                reasons.append(rest or f"{len(dates)} partitions of {asset} are queued or running.")
+                reasons.append(rest or f"Of {asset} {counted(len(dates), 'partition is', 'partitions are')} under way.")
         return requests or SkipReason(" ".join(reasons) or "Every day, month and report is up to date.")
 
     return sense

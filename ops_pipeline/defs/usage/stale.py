@@ -27,11 +27,11 @@ from pydantic import Field
 from ops_pipeline.database.engine import reading
 from ops_pipeline.defs.looking import look_first, tell_check
 from ops_pipeline.defs.metadata import JOB_METADATA, outcome_metadata, table
-from ops_pipeline.defs.resources import HANDED_ON, OperationsDatabase
+from ops_pipeline.defs.resources import OperationsDatabase, handed
 from ops_pipeline.defs.runs import job_tags
 from ops_pipeline.defs.usage.calls import ALARM_CHECK, CALLS, alarm_result
 from ops_pipeline.operations.outcomes import record_outcome
-from ops_pipeline.reconcile import Plan, changes_table
+from ops_pipeline.reconcile import Plan, changes_table, counted
 from ops_pipeline.settings import Settings
 from ops_pipeline.usage.stale import (
     Cleaned,
@@ -45,6 +45,7 @@ from ops_pipeline.usage.stale import (
 )
 
 JOB = "cleanup_stale_model_calls"
+STALE = handed("stale calls", "Calls that are processing for longer than their type may take.")
 
 
 class CleanupConfig(Config):
@@ -69,7 +70,7 @@ def cleanup_job(settings: Settings) -> JobDefinition:
     policy = stale_policy(settings)
 
     @op(
-        out=HANDED_ON,
+        out=STALE.out,
         description="Finds calls that are processing for longer than their type may take.",
     )
     def observe_stale_model_calls(context: OpExecutionContext, database: OperationsDatabase) -> StaleCalls:
@@ -78,17 +79,20 @@ def cleanup_job(settings: Settings) -> JobDefinition:
         context.add_output_metadata({"processing": found.processing, "stale": found.calls})
         return found
 
-    @op(out=HANDED_ON, description="Shows what would be failed, by model and type.")
+    @op(out=STALE.out, ins={"found": STALE.into}, description="Shows what would be failed, by model and type.")
     def plan_stale_model_calls(context: OpExecutionContext, found: StaleCalls) -> StaleCalls:
         context.add_output_metadata({"stale": found.calls, "changes": _plan_table(plan_stale(found))})
         return found
 
-    @op(description="Fails them, in short transactions. A call that ends at the same moment keeps its own result.")
+    @op(
+        ins={"found": STALE.into},
+        description="Fails stale calls, in short transactions. A call that ends meanwhile keeps its own result.",
+    )
     def apply_stale_model_calls(
         context: OpExecutionContext, config: CleanupConfig, found: StaleCalls, database: OperationsDatabase
     ) -> None:
         if config.dry_run:
-            context.log.info(f"Dry run: {found.calls} calls would be failed, nothing was changed.")
+            context.log.info(f"Dry run: {counted(found.calls, 'call')} would be failed, nothing was changed.")
             return
         started = datetime.now(UTC)
         cleaned = fail_stale(database.engine, found.now, policy)

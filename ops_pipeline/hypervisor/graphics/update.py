@@ -36,7 +36,7 @@ from ops_pipeline.hypervisor.machines.matching import MachineRow, Matches, match
 from ops_pipeline.hypervisor.machines.rules import GROUPS, Group
 from ops_pipeline.hypervisor.machines.store import read_machines
 from ops_pipeline.log_fields import tell_changes
-from ops_pipeline.reconcile import Change, Outcome, Plan, SafetyLimit, count_reasons
+from ops_pipeline.reconcile import Change, Outcome, Plan, SafetyLimit, count_reasons, counted
 
 log = logging.getLogger(__name__)
 RESTING = frozenset(name for name, group in GROUPS.items() if group in {Group.DOWN, Group.ENDED, Group.ERROR})
@@ -255,4 +255,6 @@ def counts_text(seen: GraphicsSeen) -> str:
     """What is known, in one sentence."""
     states = Counter(one.state for host in seen.facts for one in seen.known.get(host, {}).values())
     told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    return f"{states.total()} GPUs on {len(seen.facts)} hosts in sync{f': {told}' if told else ''}."
+    return (
+        f"{counted(states.total(), 'GPU')} on {counted(len(seen.facts), 'host')} in sync{f': {told}' if told else ''}."
+    )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ops_pipeline.hypervisor.machines.matching import Finding
 from ops_pipeline.hypervisor.machines.plans import Observed, StatusPlan
+from ops_pipeline.reconcile import counted
 
 NO_HOSTS = "No host to look at: set LIBVIRT_URI, or fill hypervisor_hosts (docs/hypervisor.md)."
 
@@ -74,7 +75,7 @@ def problems_text(problems: Mapping[str, str]) -> str:
     """Hosts that do not answer or are not believed, in one sentence."""
     if not problems:
         return "Every host answers."
-    return f"{len(problems)} hosts: {'; '.join(f'{host}: {problem}' for host, problem in problems.items())}"
+    return f"{counted(len(problems), 'host')}: {'; '.join(f'{host}: {problem}' for host, problem in problems.items())}"
 
 
 def states_of(seen: Observed) -> dict[str, int]:

@@ -20,7 +20,7 @@ from ops_pipeline.hypervisor.machines.domains import LOOK
 from ops_pipeline.hypervisor.machines.plans import Limits, Observed, StatusPlan, plan_statuses
 from ops_pipeline.hypervisor.machines.store import read_machines, write_changes, write_observations
 from ops_pipeline.log_fields import tell_changes
-from ops_pipeline.reconcile import Outcome, count_reasons
+from ops_pipeline.reconcile import Outcome, count_reasons, counted
 
 log = logging.getLogger(__name__)
 SECOND_LOOK_SECONDS = 5.0
@@ -156,4 +156,4 @@ def counts_text(seen: Observed, planned: StatusPlan) -> str:
     """What a pass saw, in one sentence."""
     findings = Counter(finding.kind for finding in planned.findings)
     told = "".join(f", {count} {kind.replace('_', ' ')}" for kind, count in sorted(findings.items()))
-    return f"{planned.scanned} machines on {len(seen.facts)} hosts in sync{told}."
+    return f"{counted(planned.scanned, 'machine')} on {counted(len(seen.facts), 'host')} in sync{told}."

@@ -311,7 +311,7 @@ def test_every_transition_and_every_advance_is_an_event(engine: Engine) -> None:
     told = [(one["kind"], one["step"], one["after"], one["reason"]) for one in events_of(engine, pipeline)]
     assert told == [
         ("pipeline", "", "running", ""),
-        ("step", "check", "running", "1 jobs"),
+        ("step", "check", "running", "1 job"),
         ("advance", "", "", "0 jobs ended, 1 submitted; 0% done"),
         ("step", "check", "completed", "1 completed"),
         ("pipeline", "", "completed", ""),

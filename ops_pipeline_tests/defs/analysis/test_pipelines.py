@@ -125,7 +125,9 @@ def test_a_pipeline_runs_from_end_to_end_and_what_workers_did_is_told_without_an
         ["completed", "completed"],
     ]
     assert {task["service"] for task in tasks_of(home.engine, pipeline, step=1)} == {"unified"}
-    assert skipped(home.sense(SENSOR)).startswith("Nothing is due for 0 unfinished pipelines; 9 advances and")
+    assert skipped(home.sense(SENSOR)).startswith(
+        "Nothing is due for 0 unfinished pipelines; advances and transitions told: 9"
+    )
     words = [line.partition(": ")[2] for line in told(home.instance)]
     assert words[0] == "pending -> running"
     assert words[-1] == "running -> partial_success"
@@ -133,10 +135,7 @@ def test_a_pipeline_runs_from_end_to_end_and_what_workers_did_is_told_without_an
     assert sum("advanced" in line for line in words) == 1, "advances between two looks are told together"
     assert "two models compared" in shown(home.instance) and "100%" in shown(home.instance)
     assert home.instance.get_runs() == []
-    assert (
-        skipped(home.sense(SENSOR))
-        == "Nothing is due for 0 unfinished pipelines; 0 advances and transitions were told."
-    )
+    assert skipped(home.sense(SENSOR)) == "Nothing is due for 0 unfinished pipelines; advances and transitions told: 0."
 
 
 def test_what_no_worker_did_is_done_by_a_run_that_shows_it(home: Deployment) -> None:
@@ -152,7 +151,9 @@ def test_what_no_worker_did_is_done_by_a_run_that_shows_it(home: Deployment) -> 
     assert (outcome["job"], outcome["scanned"], outcome["changed"]) == (JOB, 1, 1)
     assert told(home.instance)[0] == "nightly: pending -> running"
     assert "running" in shown(home.instance)
-    assert skipped(home.sense(SENSOR)).startswith("Nothing is due for 1 unfinished pipelines; 0 advances")
+    assert skipped(home.sense(SENSOR)).startswith(
+        "Nothing is due for 1 unfinished pipeline; advances and transitions told: 0"
+    )
 
 
 def test_a_dry_run_shows_what_is_due_and_changes_nothing(home: Deployment) -> None:
@@ -197,7 +198,7 @@ def test_tasks_of_a_paused_pipeline_are_not_claimed(home: Deployment) -> None:
     pipeline = submitted(home.engine)
     pause(home.engine, pipeline)
     assert work(home.engine) == 0
-    assert skipped(home.sense(SENSOR)).startswith("Nothing is due for 1 unfinished pipelines")
+    assert skipped(home.sense(SENSOR)).startswith("Nothing is due for 1 unfinished pipeline")
     assert "paused" in shown(home.instance)
 
 
@@ -219,7 +220,7 @@ def test_a_run_with_a_pipeline_that_cannot_be_advanced_does_the_others_and_fails
     execute(home.engine, "UPDATE analysis_tasks SET status = 'completed'")
     execute(home.engine, "DELETE FROM pipeline_steps WHERE pipeline_id = :id", id=broken)
     result = home.run_job(JOB)
-    assert f"1 pipelines could not be advanced. {broken}: " in failure(result)
+    assert f"1 pipeline could not be advanced. {broken}: " in failure(result)
     assert job_statuses(home.engine, sound)[:2] == ["completed", "completed"]
     (outcome,) = rows(home.engine, job_outcomes)
     assert (outcome["status"], outcome["failed"], outcome["changed"]) == ("failed", 1, 1)
@@ -232,7 +233,7 @@ def test_a_job_that_keeps_failing_rests_and_what_workers_did_is_told_all_the_sam
     for _ in range(2):
         assert home_run_fails(small)
     submitted(small.engine)
-    assert skipped(small.sense(SENSOR)).startswith("1 pipelines are due, but the last runs failed: tried again at ")
+    assert skipped(small.sense(SENSOR)).startswith("1 pipeline is due, but the last runs failed: tried again at ")
     assert any("generation" in line for line in told(small.instance))
 
 
@@ -257,10 +258,10 @@ def test_advances_alone_are_told_once_a_minute(small: Deployment) -> None:
     small.sense(SENSOR)
     before = told(small.instance)
     work(small.engine)
-    assert skipped(small.sense(SENSOR)).endswith("; 0 advances and transitions were told.")
+    assert skipped(small.sense(SENSOR)).endswith("; advances and transitions told: 0.")
     assert told(small.instance) == before
     execute(small.engine, "UPDATE pipeline_events SET at = datetime(at, '-1 minute') WHERE NOT told")
-    assert skipped(small.sense(SENSOR)).endswith("; 1 advances and transitions were told.")
+    assert skipped(small.sense(SENSOR)).endswith("; advances and transitions told: 1.")
     assert told(small.instance)[len(before) :] == ["nightly: advanced (2 jobs ended, 2 submitted; 25% done)"]
 
 

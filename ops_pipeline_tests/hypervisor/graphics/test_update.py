@@ -128,7 +128,7 @@ def test_the_first_pass_takes_the_inventory_and_the_second_writes_nothing(engine
         assert not again.due
         assert apply(setup_of(engine), again) == Written()
     assert (told, rows(engine, gpus)) == ([], before)
-    assert counts_text(seen) == "2 GPUs on 1 hosts in sync: 1 assigned, 1 available."
+    assert counts_text(seen) == "2 GPUs on 1 host in sync: 1 assigned, 1 available."
 
 
 def test_everything_that_a_gpu_is_survives_the_database(engine: Engine, file: Path) -> None:
