@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 MAX_TABLE_ROWS = 50
 
@@ -162,5 +163,12 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> s
 
 def _row(cells: Sequence[object]) -> str:
     # Not only "\n" ends a line: Markdown also takes "\r" for an end, and some readers other characters.
-    texts = (" ".join(str(cell).replace("\\", "\\\\").replace("|", "\\|").splitlines()) for cell in cells)
+    texts = (" ".join(_text(cell).replace("\\", "\\\\").replace("|", "\\|").splitlines()) for cell in cells)
     return "| " + " | ".join(texts) + " |"
+
+
+def _text(cell: object) -> str:
+    """A cell as a person reads it; times of this project are UTC."""
+    if isinstance(cell, datetime):
+        return f"{cell:%Y-%m-%d %H:%M:%S}"
+    return "" if cell is None else str(cell)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import example, given
@@ -17,6 +18,7 @@ from ops_pipeline.reconcile import (
     SafetyLimit,
     changes_table,
     count_reasons,
+    counted,
     markdown_table,
 )
 
@@ -130,6 +132,22 @@ def test_a_table_of_changes_tells_what_each_object_was_and_why_it_changes() -> N
         "| --- | --- | --- | --- |",
         "| vm-7 | stop | running | libvirt says shut off |",
     ]
+
+
+def test_cells_are_written_for_people() -> None:
+    at = datetime(2026, 3, 10, 8, 5, 1, 123456, tzinfo=UTC)
+    assert markdown_table(("what", "since"), [("a", at), ("b", None)]).splitlines()[2:] == [
+        "| a | 2026-03-10 08:05:01 |",
+        "| b |  |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(0, "0 hosts are"), (1, "1 host is"), (2, "2 hosts are")], ids=["none", "one", "two"]
+)
+def test_a_number_agrees_with_what_it_counts(number: int, words: str) -> None:
+    assert counted(number, "host is", "hosts are") == words
+    assert counted(number, "host") == words.rpartition(" ")[0]
 
 
 def test_a_long_table_is_cut_at_fifty_rows_and_says_so() -> None:

@@ -13,12 +13,14 @@ from pathlib import Path
 
 from playwright.sync_api import Locator, expect
 
-from ops_pipeline_tests.browser.person import WIDTH, Person, person_at
+from ops_pipeline_tests.browser.person import HEIGHT, WIDTH, Person, person_at
 from ops_pipeline_tests.browser.scene import chromium, deployment, waits_for
 from ops_pipeline_tests.integration.processes import PROJECT
 
 IMAGES = PROJECT / "docs" / "images"
 DAYS, CALLS = 7, 50_000
+WIDE = 1_600
+"""For tables whose last columns the page would cut off."""
 
 Act = Callable[[Person], Locator | None]
 """Leads to the moment, and returns what is worth the picture; None for the whole window."""
@@ -124,9 +126,22 @@ def tasks(person: Person) -> Locator:
     return person.framed(person.reads("tasks"))
 
 
+def pipelines(person: Person) -> None:
+    """The table of pipelines."""
+    person.page.set_viewport_size({"width": WIDE, "height": HEIGHT})
+    person.open("/assets/pipelines")
+    person.sees("pipeline_demo", exact=True)
+    person.is_at_rest()
+
+
 def maintenance(person: Person) -> None:
-    """The passes of a dry run."""
-    person.launches_defaults("run_maintenance")
+    """The plan of a dry run."""
+    passes = ("clean_orphan_apps", "cancel_orphans", "end_stuck", "archive_old", "prune_calls")
+    dry = "".join(f"  {name}:\n    config:\n      dry_run: true\n" for name in passes)
+    person.types_config("run_maintenance", f"ops:\n{dry}")
+    person.launches("Success")
+    person.looks_for_events("step_output")
+    person.sees("its directory is missing", within=person.reads("plan"))
     person.is_at_rest()
 
 
@@ -139,7 +154,7 @@ def automation(person: Person) -> None:
 
 ACTS: tuple[Act, ...] = (
     *(lineage, partitions, backfill, check, report, plan, refused, raised),
-    *(services, machines, gpus, tasks, maintenance, automation),
+    *(services, machines, gpus, tasks, pipelines, maintenance, automation),
 )
 
 

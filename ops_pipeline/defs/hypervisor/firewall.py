@@ -179,7 +179,7 @@ def flush_job(settings: Settings) -> JobDefinition:
             planned = sync.plan(firewall_of(settings, database.engine, config), looked)
         except (PlanRefused, ValueError) as error:
             _record(context, database, started, Outcome(failed=1), {"failures": [str(error)], "told": 1})
-            raise Failure(str(error), allow_retries=False) from error
+            raise Failure(str(error), allow_retries=False) from None
         context.add_output_metadata(plan_metadata(planned))
         return planned
 

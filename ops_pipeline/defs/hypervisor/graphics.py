@@ -275,7 +275,8 @@ def _apply(context: OpExecutionContext, setup: GraphicsSetup, planned: Planned) 
             "problems": problems,
         },
     )
-    metadata = outcome_metadata(outcome) | _inventory(setup.engine) | {"conflicts": len(planned.plan.conflicts)}
+    # What a person looks for comes first.
+    metadata = _inventory(setup.engine) | {"conflicts": len(planned.plan.conflicts)} | outcome_metadata(outcome)
     context.log_event(AssetMaterialization(GPUS, description="GPUs were looked at.", metadata=metadata))
     context.add_output_metadata(metadata)
     return problems
@@ -287,7 +288,7 @@ def _inventory(engine: Engine) -> dict[str, MetadataValue | int]:
     for row in rows:
         states[row.known.state] = states.get(row.known.state, 0) + 1
     shown = table(GPU_HEADER, [gpu_cells(row) for row in rows], empty="No host has GPUs.")
-    return {"gpus_detected": len(rows) - states["missing"], **{f"gpus_{k}": v for k, v in states.items()}, GPUS: shown}
+    return {GPUS: shown, "gpus_detected": len(rows) - states["missing"], **{f"gpus_{k}": v for k, v in states.items()}}
 
 
 def graphics_schedule(settings: Settings, update: JobDefinition) -> ScheduleDefinition:

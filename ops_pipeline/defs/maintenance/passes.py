@@ -186,11 +186,8 @@ def _run(
         raise Failure(why, metadata=metadata, allow_retries=False)
     context.add_output_metadata(metadata)
     for folder in report.facts.get("archives", ()):
-        context.log_event(
-            AssetMaterialization(
-                AssetKey(ARCHIVES), description=folder, metadata={"op": context.op.name, "folder": folder}
-            )
-        )
+        told = {"op": context.op.name, "folder": folder, "taken_back_with": f"ops-pipeline archive restore {folder}"}
+        context.log_event(AssetMaterialization(AssetKey(ARCHIVES), description=folder, metadata=told))
 
 
 def _shown(report: Report, *, dry_run: bool) -> dict[str, Any]:

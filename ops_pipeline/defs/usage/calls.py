@@ -55,7 +55,7 @@ def alarm_result(alarm: Alarm) -> AssetCheckResult:
         passed=not alarm.raised,
         severity=AssetCheckSeverity.WARN,
         description=alarm_text(alarm),
-        metadata={"timed_out": alarm.timed_out, "calls": alarm.calls, "share": alarm.share},
+        metadata={"timed_out": alarm.timed_out, "calls": alarm.calls, "share": round(alarm.share, 4)},
     )
 
 

@@ -134,7 +134,7 @@ def _report(cleaned: Cleaned) -> dict[str, MetadataValue | int | float | str]:
     groups = [(*key, calls) for key, calls in ordered]
     examples = [(call.id, call.provider, call.model, call.type, call.called_at) for call in cleaned.examples]
     return {
-        "oldest_call": cleaned.oldest.isoformat(sep=" ", timespec="seconds") if cleaned.oldest else "none",
+        "oldest_call": f"{cleaned.oldest:%Y-%m-%d %H:%M:%S} UTC" if cleaned.oldest else "None.",
         "longest_transaction_seconds": round(cleaned.longest_seconds, 3),
         "by_model": table(("provider", "model", "type", "calls"), groups, empty="None."),
         "examples": table(("id", "provider", "model", "type", "called at"), examples, empty="None."),
