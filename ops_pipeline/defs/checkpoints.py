@@ -76,7 +76,8 @@ class SweepConfig(Config):
         default=None, description="Idle for so many days before a thread goes. Left out: CHECKPOINT_RETENTION_DAYS."
     )
     max_share: float | None = Field(
-        default=None, description="This is the share of threads that may go, 0 to 1. Left out: CHECKPOINT_MAX_SHARE."
+        default=None,
+        description="More is refused: the share of threads that may go. Left out: CHECKPOINT_MAX_SHARE.",
     )
     expire_hours: float | None = Field(
         default=None,

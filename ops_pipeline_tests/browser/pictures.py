@@ -13,14 +13,12 @@ from pathlib import Path
 
 from playwright.sync_api import Locator, expect
 
-from ops_pipeline_tests.browser.person import HEIGHT, WIDTH, Person, person_at
+from ops_pipeline_tests.browser.person import WIDTH, Person, person_at
 from ops_pipeline_tests.browser.scene import chromium, deployment, waits_for
 from ops_pipeline_tests.integration.processes import PROJECT
 
 IMAGES = PROJECT / "docs" / "images"
 DAYS, CALLS = 7, 50_000
-WIDE = 1_600
-"""For tables whose last columns the page would cut off."""
 
 Act = Callable[[Person], Locator | None]
 """Leads to the moment, and returns what is worth the picture; None for the whole window."""
@@ -128,8 +126,8 @@ def tasks(person: Person) -> Locator:
 
 def pipelines(person: Person) -> None:
     """The table of pipelines."""
-    person.page.set_viewport_size({"width": WIDE, "height": HEIGHT})
-    person.open("/assets/pipelines")
+    person.page.set_viewport_size({"width": WIDTH, "height": 480})
+    person.open("/assets/pipelines?view=events")
     person.sees("pipeline_demo", exact=True)
     person.is_at_rest()
 
