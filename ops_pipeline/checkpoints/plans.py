@@ -169,7 +169,8 @@ def changes_of(swept: Swept, error: str | None) -> str:
 
 def failure_of(swept: Swept, error: str) -> str:
     """Why a sweep failed, and what it had done before."""
-    done = f"{swept.deleted} keys were deleted before." if swept.deleted else "Nothing was deleted."
+    before = counted(swept.deleted, "key was", "keys were")
+    done = f"{before} deleted before." if swept.deleted else "Nothing was deleted."
     return f"{error.rstrip('.')}. {done}"
 
 

@@ -184,7 +184,8 @@ def _observation(one: Told) -> AssetObservation:
     )
 
 
-_HEADER = ("pipeline", "name", "status", "progress", "jobs", "failed", "skipped", "step", "started (UTC)", "error")
+_HEADER = ("pipeline", "name", "status", "progress", "without success", "step", "started (UTC)", "error")
+"""As few columns as tell it: the page of an asset cuts off what is wide."""
 
 
 def _table(lines: Sequence[Line]) -> dict[str, MetadataValue | int]:
@@ -202,10 +203,8 @@ def _cells(line: Line) -> tuple[object, ...]:
         line.id,
         line.name,
         line.status,
-        f"{done.share:.0%}",
-        f"{done.ended}/{done.total}",
-        done.failed or "",
-        done.skipped or "",
+        f"{done.share:.0%}, {done.ended} of {counted(done.total, 'job')}",
+        ", ".join(f"{count} {what}" for count, what in ((done.failed, "failed"), (done.skipped, "skipped")) if count),
         line.step,
         f"{line.started_at:%d %b %H:%M}" if line.started_at else "",
         line.error_message[:80],
