@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 import yaml
-from dagster import DagsterInstance, DagsterRunStatus, job, op
+from dagster import DagsterInstance, DagsterInvalidConfigError, DagsterRunStatus, job, op
+from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.launcher import WorkerStatus
+from dagster._core.scheduler.instigation import TickStatus
 
 from ops_pipeline.defs.distributed import launcher as module
 from ops_pipeline.defs.distributed.app import app
@@ -151,6 +154,44 @@ def test_the_chart_limits_runs_and_watches_them_as_one_machine_does() -> None:
         assert values["retention"][name]["purgeAfterDays"] == one["retention"][name]["purge_after_days"]
     assert values["postgresql"]["postgresqlScheme"] == "postgresql+psycopg2"
     assert values["dagsterWebserver"]["enableReadOnly"] is True
+
+
+def test_dagster_takes_what_the_chart_makes_of_the_values(tmp_path: Path) -> None:
+    """Helm is not here; a name that the chart hands on and Dagster does not know would end every pod at its start."""
+    values = read("deploy/kubernetes/values.yaml")
+    daemon = values["dagsterDaemon"]
+    coordinator = daemon["runCoordinator"]
+    queue = dict(coordinator["config"]["queuedRunCoordinator"])
+    limits = {"tag_concurrency_limits": queue.pop("tagConcurrencyLimits")}
+    rendered = {
+        "run_coordinator": {
+            "module": "dagster.core.run_coordinator",
+            "class": coordinator["type"],
+            "config": in_snake_case(queue) | limits,
+        },
+        "run_monitoring": in_snake_case(daemon["runMonitoring"]),
+        "python_logs": in_snake_case(values["pythonLogs"]),
+        "retention": in_snake_case({name: values["retention"][name] for name in ("schedule", "sensor")}),
+        "sensors": in_snake_case(daemon["sensors"]),
+        "schedules": in_snake_case(daemon["schedules"]),
+        "telemetry": values["telemetry"],
+    }
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(rendered))
+    with DagsterInstance.from_config(str(tmp_path)) as instance:
+        assert instance.run_monitoring_enabled and instance.run_monitoring_max_resume_run_attempts == 0
+        assert instance.run_monitoring_max_runtime_seconds == 3600
+        assert instance.get_tick_retention_settings(InstigatorType.SENSOR)[TickStatus.SKIPPED] == 1
+        assert instance.get_concurrency_config().run_queue_config is not None
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(rendered | {"run_monitoring": {"max_runtime": 1}}))
+    with pytest.raises(DagsterInvalidConfigError), DagsterInstance.from_config(str(tmp_path)):
+        pass
+
+
+def in_snake_case(value: Any) -> Any:
+    """The names of the chart as those of dagster.yaml, as its templates write them."""
+    if not isinstance(value, dict):
+        return value
+    return {re.sub(r"([A-Z])", r"_\1", key).lower(): in_snake_case(one) for key, one in value.items()}
 
 
 def test_what_the_chart_starts_as_daemon_is_the_fenced_one(tmp_path: Path) -> None:
