@@ -287,6 +287,29 @@ def test_what_is_no_time_is_refused(monkeypatch: pytest.MonkeyPatch, variable: s
 
 
 @pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("ALERT_WEBHOOK_URL", f"{SECRET}.example/hook", "it must begin with https:// or http:// and name a host"),
+        ("ALERT_WEBHOOK_URL", f"ftp://{SECRET}/", "it must begin with https:// or http:// and name a host"),
+        ("ALERT_SMTP_URL", f"{SECRET}.example:25", "it must begin with smtp:// or smtps:// and name a host"),
+        ("ALERT_UI_URL", "ops.example", "it must begin with https:// or http:// and name a host"),
+        (
+            "ALERT_EMAIL_TO",
+            "ops@example.org, night watch",
+            "'night watch' is no address, write for example ops@example.org",
+        ),
+        ("ALERT_EMAIL_FROM", "ops", "'ops' is no address, write for example ops@example.org"),
+    ],
+)
+def test_where_alerts_go_is_refused_when_it_is_no_address(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    """Mail for `mail.example:25` went to port 25 of this machine, and was lost there."""
+    monkeypatch.setenv(variable, value)
+    assert refusal() == f"{variable}: {said}"
+
+
+@pytest.mark.parametrize(
     "url",
     [
         f"mysql://ops:{SECRET}@db/ops",

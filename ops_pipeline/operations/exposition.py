@@ -37,6 +37,7 @@ class MeasureCollector(Collector):
         """Remember whom to ask, by domain."""
         self._engine = engine
         self._measurers = measurers
+        self._told: dict[str, str] = {}
 
     def collect(self) -> Iterator[Metric]:
         """The figures of every domain, and whether each could be asked."""
@@ -46,13 +47,24 @@ class MeasureCollector(Collector):
                 with reading(self._engine) as connection:
                     measures = measurer(connection, database_now(connection))
             except (DatabaseProblem, SQLAlchemyError) as error:
-                log.warning("The figures of %s cannot be read: %s", domain, str(error).partition("\n")[0])
+                self._tell(domain, str(error).partition("\n")[0])
                 answers[domain] = 0
                 continue
+            self._tell(domain, "")
             answers[domain] = 1
             yield from (_family(measure) for measure in measures)
         help_ = "1 when the figures of a domain could be read at this scrape."
         yield _family(Measure("ops_pipeline_up", help_, ("domain",), {(name,): up for name, up in answers.items()}))
+
+    def _tell(self, domain: str, problem: str) -> None:
+        """Log what changed: a database that is away for an hour is not told of at each scrape."""
+        if self._told.get(domain, "") == problem:
+            return
+        self._told[domain] = problem
+        if problem:
+            log.warning("The figures of %s cannot be read: %s", domain, problem)
+        else:
+            log.info("The figures of %s can be read again.", domain)
 
 
 def look_ahead(collector: Collector) -> threading.Thread:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
-from ops_pipeline.variables.types import CronText, TextTuple, days_by_name
+from ops_pipeline.variables.types import CronText, MailAddress, MailAddresses, days_by_name, url_of
 
 OFTEN = 3.0
 MONTHS = 180.0
@@ -27,13 +27,17 @@ RUN_RETENTION_DAYS_BY_JOB = {
 class OperationsVariables(BaseModel):
     """Who is told what is wrong, and how long Dagster's own history is kept."""
 
-    alert_webhook_url: SecretStr = Field(default=SecretStr(""), description="Where alerts are posted as JSON.")
+    alert_webhook_url: Annotated[SecretStr, AfterValidator(url_of("https", "http"))] = Field(
+        default=SecretStr(""), description="Where alerts are posted as JSON."
+    )
     alert_webhook_format: Literal["webhook", "slack", "teams"] = Field(
         default="webhook", description="What is spoken there: webhook (generic JSON), slack or teams."
     )
-    alert_email_to: TextTuple = Field(default=(), description="Who gets alerts by mail, separated by commas.")
-    alert_email_from: str = Field(default="", description="The sender of such mail; default: the first of those.")
-    alert_smtp_url: SecretStr = Field(
+    alert_email_to: MailAddresses = Field(default=(), description="Who gets alerts by mail, separated by commas.")
+    alert_email_from: MailAddress = Field(
+        default="", description="The sender of such mail; default: the first of those."
+    )
+    alert_smtp_url: Annotated[SecretStr, AfterValidator(url_of("smtp", "smtps"))] = Field(
         default=SecretStr(""), description="The mail server: smtp://user:password@host:587 or smtps://…; default local."
     )
     alert_apprise_url: SecretStr = Field(default=SecretStr(""), description="Any URL of the library Apprise.")
@@ -47,7 +51,9 @@ class OperationsVariables(BaseModel):
     alert_max_per_hour: int = Field(
         default=30, ge=1, le=10_000, description="Messages per channel and hour; more go as one digest."
     )
-    alert_ui_url: str = Field(default="", description="The address of the web UI, for links in messages.")
+    alert_ui_url: Annotated[str, AfterValidator(url_of("https", "http"))] = Field(
+        default="", description="The address of the web UI, for links in messages."
+    )
     prune_dagster_storage_cron_time: CronText = Field(
         default="30 4 * * *", description="When runs beyond their retention are deleted from Dagster's storage."
     )

@@ -6,12 +6,14 @@ What belongs here: reading and validating one value.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from croniter import croniter
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic_settings import NoDecode
 
 LONGEST_DAYS = 36_500
@@ -35,8 +37,37 @@ def listed(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def url_of(*schemes: str) -> Callable[[Any], Any]:
+    """A check that a URL, which may be a secret and is shown in no error, has a host and one of these schemes."""
+
+    def check(value: Any) -> Any:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        try:
+            parts = urlsplit(text)
+            usable = parts.scheme in schemes and bool(parts.hostname)
+        except ValueError:
+            usable = False
+        if text and not usable:
+            raise ValueError(f"it must begin with {' or '.join(f'{scheme}://' for scheme in schemes)} and name a host")
+        return value
+
+    return check
+
+
+def _address(text: str) -> str:
+    if text and not re.fullmatch(r"[^@\s,<>]+@[^@\s,<>]+", text):
+        raise ValueError(f"{text!r} is no address, write for example ops@example.org")
+    return text
+
+
+def _addresses(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(_address(text) for text in texts)
+
+
+MailAddress = Annotated[str, AfterValidator(_address)]
 CronText = Annotated[str, AfterValidator(_cron)]
 TextTuple = Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)]
+MailAddresses = Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed), AfterValidator(_addresses)]
 
 
 def days_by_name(example: str) -> Callable[[Any], Any]:

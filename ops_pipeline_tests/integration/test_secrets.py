@@ -186,8 +186,8 @@ def test_no_secret_is_found_in_anything_that_a_deployment_leaves(
         unreachable = f"postgresql+psycopg://ops:{MARK}15@{NOWHERE}/ops"
         for arguments in (("check",), ("with-home", "true")):
             assert NOWHERE in run("ops-pipeline", *arguments, DATABASE_URL=unreachable, DAGSTER_POSTGRES_URL="")
-        run("ops-pipeline", "check", DATABASE_URL=f"mysql://ops:{MARK}16@db/ops", ALERT_AFTER_FAILURES="x")
-        run("ops-pipeline", "check", CHECKPOINT_REDIS_URL=f"redis://:{MARK}17@{NOWHERE}/x", ALERT_SMTP_URL=f"{MARK}18")
+        run("ops-pipeline", "check", DATABASE_URL=f"mysql://ops:{MARK}16@db/ops", ALERT_SMTP_URL=f"{MARK}18")
+        run("ops-pipeline", "check", CHECKPOINT_REDIS_URL=f"redis://:{MARK}17@{NOWHERE}/x")
         named = {"CHECKPOINT_REDIS_URL": "", "NAUTOBOT_REDIS_HOST": "127.0.0.1", "NAUTOBOT_REDIS_PORT": "1"}
         assert "127.0.0.1:1" in run("ops-pipeline", "check", DATABASE_URL="", DAGSTER_POSTGRES_URL="", **named)
         said |= {f"page {name}": content for name, content in pages(home, variables).items()}

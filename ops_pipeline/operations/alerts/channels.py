@@ -77,8 +77,8 @@ def deliver(channel: Channel, message: Message) -> None:
 def _post(channel: Channel, content: Mapping[str, Any]) -> None:
     try:
         answer = httpx.post(channel.url.get_secret_value(), json=dict(content), timeout=TIMEOUT_SECONDS)
-    except httpx.InvalidURL:
-        raise Undelivered(f"{channel.name}: its URL is none") from None
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+        raise Undelivered(f"{channel.name}: its URL is none that begins with https:// or http://") from None
     except httpx.HTTPError as error:
         # Not the error's own words: they may hold the URL, which is the secret.
         raise Undelivered(f"{channel.name}: {type(error).__name__}, no answer from its server") from None

@@ -105,7 +105,8 @@ def test_a_webhook_that_is_not_there_or_does_not_answer_costs_its_time_limit_and
 
 
 def test_what_is_no_url_is_said_to_be_none() -> None:
-    assert refusal(channel("webhook", "http://host:s3cr3t/")) == "ops: its URL is none"
+    for url in ("http://host:s3cr3t/", "s3cr3t.example/hook"):
+        assert refusal(channel("webhook", url)) == "ops: its URL is none that begins with https:// or http://"
 
 
 def test_mail_reaches_everyone_with_subject_text_and_link() -> None:
