@@ -155,7 +155,7 @@ def test_a_dry_run_of_every_pass_writes_nothing(home: Deployment, tmp_path: Path
     assert metadata(result, "archive_old")["backlog_seconds"] == pytest.approx(30 * 86_400, abs=600)
     assert metadata(result, "archive_old")["status"] == "dry run: nothing was written"
     assert "[MaintenanceService] old_tasks, dry run: 1 planned, 0 left alone; see its plan" in lines(home, result)
-    assert "each pass shows its own plan" in str(metadata(result, "conclude_maintenance")["passes"])
+    assert "the plan of each op stands in its own output" in str(metadata(result, "conclude_maintenance")["passes"])
 
 
 def test_each_pass_has_a_switch_in_the_environment_and_in_the_run_config(
