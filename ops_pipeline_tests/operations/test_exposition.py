@@ -17,6 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Connection, Engine, event, insert, text
 
+from ops_pipeline.analysis.maintenance.tables import maintenance_passes
 from ops_pipeline.analysis.measures import measure_analysis
 from ops_pipeline.analysis.tables import analysis_tasks
 from ops_pipeline.database.engine import connect, database_now, reading, writing
@@ -126,6 +127,10 @@ def test_a_scrape_tells_of_machines_and_of_the_queue(engine: Engine) -> None:
         tasks = [waiting | {"id": "1", "status": "pending"}, waiting | {"id": "2", "status": "running"}]
         tasks += [waiting | {"id": "3", "status": "completed"}, waiting | {"id": "4", "status": "PENDING"}]
         connection.execute(insert(analysis_tasks), tasks)
+        done = {"run_id": "r", "name": "old_tasks", "started_at": now, "finished_at": now, "status": "success"}
+        done |= dict.fromkeys(("scanned", "changed", "skipped", "failed", "left_over"), 0) | {"details": {}}
+        passes = [done | {"backlog_seconds": 90.0}, done | {"backlog_seconds": 60.0}]
+        connection.execute(insert(maintenance_passes), passes)
     with serving(engine) as url:
         _, page = get(f"{url}/metrics")
     found = samples(page)
@@ -134,6 +139,7 @@ def test_a_scrape_tells_of_machines_and_of_the_queue(engine: Engine) -> None:
     assert found["ops_pipeline_analysis_tasks", "static-analyzer", "pending"] == 1
     assert found["ops_pipeline_analysis_tasks", "static-analyzer", "running"] == 1
     assert found["ops_pipeline_analysis_tasks", "static-analyzer", "unknown"] == 1
+    assert found["ops_pipeline_maintenance_backlog_seconds", "old_tasks"] == 60
     assert not any("completed" in key for key in found)
     assert found["ops_pipeline_analysis_oldest_task_seconds",] == pytest.approx(300, abs=30)
     assert found["ops_pipeline_up", "analysis"] == found["ops_pipeline_up", "hypervisor"] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -344,6 +345,22 @@ def test_a_share_of_deletions_is_refused_too(scene: Scene) -> None:
     scene.remove(1)
     due(scene, 1)
     assert "1 of 20 objects are more than the limit of 4%" in scene.clean(limit=SafetyLimit(share=0.04)).error
+
+
+def test_when_the_time_is_up_the_rest_is_told_and_goes_with_the_next_run(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled(scene)
+    for number in (1, 2, 3):
+        scene.remove(number)
+    due(scene, 1, 2, 3)
+    monkeypatch.setattr(deletion, "ROWS_PER_ARCHIVE", 1)
+    ticks = itertools.count()
+    report = scene.clean(clock=lambda: next(ticks), budget_seconds=2.5)
+    assert (report.facts["deleted"], report.left, report.status) == (2, 1, "success")
+    assert report.backlog_seconds == pytest.approx(86_400, abs=60)
+    rest = scene.clean()
+    assert (rest.facts["deleted"], rest.left, rest.backlog_seconds) == (1, 0, 0)
 
 
 # The root at each moment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -268,6 +269,24 @@ def test_stuck_tasks_end_in_every_state(scene: Scene) -> None:
     assert state(scene, next(iter(gone)))["error_message"] == "stuck: running without a live lease for 1440 minutes"
     assert "[MaintenanceService] Marked 2 stuck tasks as FAILED, cancelled 2 that waited too long" in scene.lines
     assert end_stuck(scene).outcome.changed == 0
+
+
+@pytest.mark.parametrize("zone", ["UTC-14", "UTC+12"])
+def test_the_zone_of_the_machine_changes_nothing(scene: Scene, monkeypatch: pytest.MonkeyPatch, zone: str) -> None:
+    """At two hours east of UTC a new task was two hours old, and failed."""
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        started = now() - 119 * MINUTE
+        put(scene, age=119 * MINUTE, status="running", started_at=started)
+        young = put(scene, age=239 * MINUTE)
+        old = put(scene, age=241 * MINUTE)
+        report = end_stuck(scene)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert [key for key, _ in changed(report)] == [f"{old} (gpt/app1)"]
+    assert statuses(scene)[young] == "pending"
 
 
 def test_ends_without_a_time_get_one_so_that_their_retention_begins(scene: Scene) -> None:
