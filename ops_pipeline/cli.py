@@ -104,12 +104,14 @@ def check(brief: bool) -> None:
 
 def _check_elsewhere(settings: Settings) -> list[Check]:
     from ops_pipeline.checkpoints.checks import check_checkpoints  # noqa: PLC0415
+    from ops_pipeline.operations.alerts.checks import check_alerts  # noqa: PLC0415
     from ops_pipeline.services.checks import check_registry  # noqa: PLC0415
     from ops_pipeline.usage.checks import check_probes  # noqa: PLC0415
 
     return [
         *tried("MODEL_PROBES_FILE", lambda: check_probes(settings.model_probes_file, secret_variable)),
         *tried("SERVICES_FILE", lambda: check_registry(settings.services_file, secret_variable)),
+        *tried("ALERTS_FILE", lambda: check_alerts(settings, secret_variable)),
         *check_checkpoints(settings),
     ]
 

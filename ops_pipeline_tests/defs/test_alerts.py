@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -98,6 +99,21 @@ def test_the_command_tests_every_channel(hook: Webhook, monkeypatch: pytest.Monk
     hook.status = 500
     bad = CliRunner().invoke(main, ["alerts", "test"])
     assert bad.exit_code == 1 and "500" in bad.output and "s3cr3t" not in bad.output
+
+
+def test_check_reads_the_file_of_channels_as_the_deployment_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It said ok of a file with which nothing started."""
+    file = tmp_path / "alerts.yaml"
+    monkeypatch.setenv("ALERTS_FILE", str(file))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    file.write_text("channels:\n  - {name: night, kind: webhook, url_env: NIGHT_HOOK}\n")
+    refused = CliRunner().invoke(main, ["check", "--brief"])
+    wanted = "channels.0.kind: webhook needs `url_env`, a variable that is set"
+    assert f"FAILED ALERTS_FILE: {file}:2: {wanted}" in refused.output
+    monkeypatch.setenv("NIGHT_HOOK", "https://chat.example/hook")
+    assert f"ok     ALERTS_FILE: {file}: 1 channels in all, and 0 routes" in CliRunner().invoke(main, ["check"]).output
 
 
 def test_the_command_lists_what_is_wrong(here: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
