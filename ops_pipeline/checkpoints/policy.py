@@ -140,6 +140,7 @@ class Verdict(NamedTuple):
         some: what goes of it, other than pointers, where it is not all of `groups`.
         groups: what goes as a whole; the keys are put together only when they are asked for, batch by batch.
         blobs: those of its keys that a checkpoint which is about to be written may name as well.
+        lists: of writes, which stay, and lose what goes.
     """
 
     thread: bytes
@@ -152,6 +153,7 @@ class Verdict(NamedTuple):
     some: tuple[bytes, ...] = ()
     groups: tuple[Group, ...] = ()
     blobs: tuple[bytes, ...] = ()
+    lists: tuple[bytes, ...] = ()
 
     @property
     def keys(self) -> tuple[bytes, ...]:
@@ -280,8 +282,7 @@ def _of_live(
     if policy.keep_newest is None and all_belong(groups):
         return Verdict(thread, KEPT, "live", (), newest)
     trims = [policy.keep_newest is not None and not _has_documents(group) for group in groups]
-    units = _Units(groups, read)
-    trimmed: list[bytes] = []
+    units, trimmed = _Units(groups, read), list[bytes]()
     for number, group in enumerate(groups):
         if trims[number] and policy.keep_newest:
             keep = max(0, policy.keep_newest - len(group.young))
@@ -292,7 +293,8 @@ def _of_live(
         keys, why = _once(trimmed + orphans), "live: older checkpoints beyond those to keep"
         return Verdict(thread, TRIMMED, why, _of_kind(groups, POINTER), newest, examined=newest_keys, some=keys)
     if orphans:
-        return Verdict(thread, ORPHANS, "writes of checkpoints that are gone", newest=newest, some=_once(orphans))
+        why, lists = "writes of checkpoints that are gone", _of_kind(groups, REGISTRY)
+        return Verdict(thread, ORPHANS, why, newest=newest, some=_once(orphans), lists=lists)
     return Verdict(thread, KEPT, "live", newest=newest)
 
 

@@ -32,6 +32,7 @@ from ops_pipeline.checkpoints.layouts import DOCUMENT, POINTER, Reader
 from ops_pipeline.checkpoints.looks import UNREADABLE, may_have_root, spared_by, targets_of, touched, trimmable
 from ops_pipeline.checkpoints.lots import BATCH_KEYS, order_of
 from ops_pipeline.checkpoints.policy import ERASED, TRIMMED, WHOLE, Verdict
+from ops_pipeline.checkpoints.registries import shorten
 from ops_pipeline.checkpoints.values import ages_of, deltas_of
 
 ATTEMPTS = 2
@@ -103,6 +104,7 @@ class Remover:
             self._line.send(command, partial(self._count, [verdict for verdict, _ in quick]))
         if plain:
             self._remove_plain(plain)
+            shorten(self._store, [verdict for verdict, _ in plain])
         if careful:
             self._carefully(careful)
         if documented:

@@ -9,10 +9,8 @@ import json
 import random
 import shutil
 import socket
-import socketserver
 import subprocess
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -460,104 +458,3 @@ def keys_of(client: Any, thread: str) -> list[bytes]:
 def cluster_client(nodes: Sequence[RedisServer]) -> RedisCluster:
     """A client of a whole cluster."""
     return RedisCluster(host="127.0.0.1", port=nodes[0].port)
-
-
-STRINGS_ONLY = {b"TYPE", b"GET", b"GETRANGE"}
-INDEX_REPLIES = {b"FT.CREATE": b"+OK\r\n", b"FT.INFO": b"-Unknown index name\r\n"}
-
-
-class _AsDocuments(socketserver.StreamRequestHandler):
-    """One connection: what concerns a document is answered as RedisJSON does, all else by the Redis behind.
-
-    RediSearch's commands are answered as by an index that finds nothing.
-    """
-
-    server: _DocumentServer
-
-    def handle(self) -> None:
-        """Answer command by command, as long as the client is there."""
-        with socket.socket(socket.AF_UNIX) as line:
-            line.connect(str(self.server.behind.socket_path))
-            self.line, self.replies = line, line.makefile("rb")
-            while parts := self._command():
-                name, key = parts[0].upper(), parts[1] if len(parts) > 1 else b""
-                if name.startswith(b"FT."):
-                    reply = {b"FT.CREATE": b"+OK\r\n", b"FT.INFO": b"-Unknown index name\r\n"}.get(
-                        name, b"*1\r\n:0\r\n"
-                    )
-                elif name.startswith(b"JSON.") or (key.startswith(b"checkpoint:") and name in STRINGS_ONLY):
-                    reply = self._document(name, key, parts[2:])
-                else:
-                    reply = self._ask(*parts)
-                self.wfile.write(reply)
-
-    def _ask(self, *parts: bytes) -> bytes:
-        """The answer of the Redis behind."""
-        self.line.sendall(b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(one), one) for one in parts))
-        return _reply(self.replies)
-
-    def _command(self) -> list[bytes]:
-        head = self.rfile.readline()
-        parts = []
-        for _ in range(int(head[1:]) if head else 0):
-            length = int(self.rfile.readline()[1:])
-            parts.append(self.rfile.read(length + 2)[:-2])
-        return parts
-
-    def _document(self, name: bytes, key: bytes, arguments: Sequence[bytes]) -> bytes:
-        reply = self._ask(b"GET", key)
-        text = None if reply.startswith(b"$-1") else reply.partition(b"\r\n")[2][:-2]
-        if name == b"TYPE":
-            return b"+none\r\n" if text is None else b"+ReJSON-RL\r\n"
-        if name in {b"JSON.SET", b"JSON.MERGE"}:
-            value = json.loads(arguments[1])
-            if text is not None and (name, arguments[0]) != (b"JSON.SET", b"$"):
-                field = arguments[0].decode().removeprefix("$").removeprefix(".")
-                value = json.loads(text) | ({field: value} if field else value)
-            return self._ask(b"SET", key, json.dumps(value).encode())
-        if name != b"JSON.GET":
-            return b"-WRONGTYPE Operation against a key holding the wrong kind of value\r\n"
-        paths = [one.decode() for one in arguments]
-        if text is not None and paths not in ([], ["."]):
-            found = {path: _at(json.loads(text), path.split(".")[1:]) for path in paths}
-            text = json.dumps(found if len(found) > 1 else found[paths[0]]).encode()
-        return b"$-1\r\n" if text is None else b"$%d\r\n%s\r\n" % (len(text), text)
-
-
-class _DocumentServer(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-    allow_reuse_address = True
-    behind: RedisServer
-
-
-def _at(value: Any, path: Sequence[str]) -> list[Any]:
-    """What lies at a path of a document: a list, as RedisJSON answers."""
-    for name in path:
-        if not isinstance(value, dict) or name not in value:
-            return []
-        value = value[name]
-    return [value]
-
-
-def _reply(replies: Any) -> bytes:
-    """One whole reply of a Redis, as it came."""
-    line = replies.readline()
-    kind, count = line[:1], line[1:-2]
-    if kind in b"$=" and int(count) >= 0:
-        return line + replies.read(int(count) + 2)
-    inner = int(count) * (2 if kind == b"%" else 1) if kind in b"*~%>" else 0
-    return line + b"".join(_reply(replies) for _ in range(inner))
-
-
-@contextmanager
-def with_documents(server: RedisServer) -> Iterator[str]:
-    """The URL of a door to a Redis behind which texts under `checkpoint:` are RedisJSON documents."""
-    with _DocumentServer(("127.0.0.1", 0), _AsDocuments) as door:
-        door.behind = server
-        worker = threading.Thread(target=door.serve_forever, args=(0.02,))
-        worker.start()
-        try:
-            yield f"redis://127.0.0.1:{door.server_address[1]}/0"
-        finally:
-            door.shutdown()
-            worker.join()

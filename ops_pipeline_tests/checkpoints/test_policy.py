@@ -257,6 +257,7 @@ def test_the_writes_of_the_current_shallow_checkpoint_stay_and_older_ones_go(end
     one = verdict(keys, documents=documents)
     assert said(one) == (ORPHANS, "writes of checkpoints that are gone")
     assert gone(one) == {write(b"T", before, b"" if ending else EMPTY)}
+    assert one.lists == (registry(b"T"),)
 
 
 @pytest.mark.parametrize("ending", [b"", b":shallow"], ids=["Python", "JavaScript"])

@@ -1,8 +1,7 @@
 """LangGraph itself, on its own saver for Redis, before and after sweeps.
 
 A real Redis holds the keys. What needs a module is answered by a door before it: documents lie behind it as texts, and
-the search index finds nothing. The saver asks it for lists and deletions, and for the writes of ancestors that threads
-with delta channels are made of: of these it is shown that every key stays.
+are looked through where the savers search. Of threads with delta channels it is shown that every key stays.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ from ops_pipeline.checkpoints.connection import open_store
 from ops_pipeline.checkpoints.layouts import Prefixes
 from ops_pipeline.checkpoints.policy import Policy, glob_of
 from ops_pipeline.checkpoints.sweep import Options, Swept, sweep
-from ops_pipeline_tests.checkpoints.redis_servers import DAY, RedisServer, keys_of, redis_server, with_documents
+from ops_pipeline_tests.checkpoints.documents import with_documents
+from ops_pipeline_tests.checkpoints.redis_servers import DAY, RedisServer, keys_of, redis_server
 
 PYTHON = Path(__file__).parents[2] / ".venv-saver" / "bin" / "python"
 CHILD = Path(__file__).parent / "saver_child.py"
@@ -142,3 +142,48 @@ def test_a_subgraph_of_the_real_saver_that_keeps_its_state_stays_with_its_thread
     assert run(door, erase=True, only=(glob_of("user"),)).removed == {"erased": 1}
     assert assistants("load", "plain", "user:2")["messages"] == ["question", "answer 1"]
     assert all(b"user:2:" in key for key in keys_of(client, "user"))
+
+
+def test_idle_threads_of_the_real_shallow_saver_go_and_live_ones_are_resumed_where_they_were(
+    assistants: Assistants, client: redis.Redis, door: str
+) -> None:
+    names = ("shallow plain", "shallow asking", "shallow outer")
+    for graph in names:
+        assistants("run", graph, f"idle:{graph}", 40)
+        assistants("run", graph, f"live:{graph}", 40)
+    before = {graph: assistants("run", graph, f"live:{graph}", 2) for graph in names}
+    swept = run(door)
+    assert swept.removed == {"whole": 3, "orphans": 3} and swept.unknown == swept.foreign == 0, swept
+    assert keys_of(client, "idle") == [] and run(door).deleted == 0
+    assert {graph: assistants("load", graph, f"live:{graph}") for graph in names} == before
+    assert before["shallow plain"]["messages"] == ["question", "answer 1", "question", "answer 3"]
+    waiting = before["shallow asking"]
+    assert waiting["next"] == ["ask"]
+    assert assistants("resume", "shallow asking", "live:shallow asking") == {
+        "messages": [*waiting["messages"], "yes"],
+        "next": [],
+    }
+    for graph in ("shallow plain", "shallow outer"):
+        assert assistants("list", graph, f"live:{graph}")["listed"] > 0
+        after = assistants("run", graph, f"live:{graph}")["messages"]
+        assert after[: len(before[graph]["messages"])] == before[graph]["messages"]
+    assert assistants("load", "shallow plain", "idle:shallow plain")["messages"] == []
+
+
+def test_what_a_sweep_leaves_the_savers_own_commands_find(
+    assistants: Assistants, client: redis.Redis, door: str
+) -> None:
+    for thread, days in (("idle", 40), ("live", 40), ("live", 5), ("trimmed", 9), ("trimmed", 5), ("pruned", 5)):
+        assistants("run", "plain", thread, days)
+    listed = {thread: assistants("list", "plain", thread)["listed"] for thread in ("live", "trimmed", "pruned")}
+    assert listed == {"live": 6, "trimmed": 6, "pruned": 3}
+    assistants("prune", "plain", "pruned")
+    only = (glob_of("idle"), glob_of("trimmed"))
+    assert run(door, keep_newest=1, only=only).removed == {"whole": 1, "trimmed": 1}
+    listed = {thread: assistants("list", "plain", thread)["listed"] for thread in ("idle", "live", "trimmed", "pruned")}
+    assert listed == {"idle": 0, "live": 6, "trimmed": 1, "pruned": 1}
+    assert run(door).deleted == 0, "of what the saver pruned nothing is left to do"
+    assert assistants("load", "plain", "pruned")["messages"] == ["question", "answer 1"]
+    for thread in ("live", "trimmed"):
+        assert assistants("delete", "plain", thread)["messages"] == []
+        assert keys_of(client, thread) == []

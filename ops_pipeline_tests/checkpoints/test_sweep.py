@@ -92,7 +92,9 @@ def test_idle_threads_go_with_all_that_is_theirs_and_live_ones_keep_everything(
     assert {thread: load(client, thread) for thread in live} == {thread: steps[-1] for thread, steps in live.items()}
     kept = snapshot(client)
     assert len(kept) == len(before) - overwritten
-    assert kept.items() <= before.items()
+    # It leaves the list of writes as well.
+    lists = {key for key in kept if key.startswith(b"write_registry:")}
+    assert {key: kept[key] for key in kept.keys() - lists}.items() <= before.items()
     assert run(server).deleted == 0
     assert snapshot(client) == kept
 
@@ -277,6 +279,21 @@ def test_pending_writes_of_a_live_shallow_thread_stay(server: RedisServer, clien
     live = put_shallow(client, "live", ago(5))
     assert run(server).deleted == 0
     assert LAYOUTS["shallow"][1](client, "live") == live
+
+
+def test_older_writes_of_a_live_shallow_thread_go_and_leave_its_list(server: RedisServer, client: redis.Redis) -> None:
+    """The saver reads the whole list at every step, and never shortens it."""
+    for days in (9, 8, 7):
+        live = put_shallow(client, "live", ago(days))
+    assert client.zcard(f"write_registry:live:{EMPTY}:shallow") == 3
+    put_shallow(client, "odd", ago(9))
+    put_shallow(client, "odd", ago(7))
+    client.set(f"write_registry:odd:{EMPTY}:shallow", "of another type")
+    swept = run(server)
+    assert (swept.removed, swept.deleted) == ({"orphans": 2}, 3)
+    assert LAYOUTS["shallow"][1](client, "live") == live
+    assert {key.decode() for key in client.zrange(f"write_registry:live:{EMPTY}:shallow", 0, -1)} == live.writes
+    assert run(server).deleted == 0
 
 
 def test_indices_of_the_first_versions_stay_with_their_live_checkpoint(

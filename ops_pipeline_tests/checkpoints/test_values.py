@@ -20,6 +20,7 @@ from ops_pipeline.checkpoints.layouts import Prefixes
 from ops_pipeline.checkpoints.policy import Policy, glob_of
 from ops_pipeline.checkpoints.sweep import Options, Swept, sweep
 from ops_pipeline.checkpoints.values import ages_of, deltas_of
+from ops_pipeline_tests.checkpoints.documents import with_documents
 from ops_pipeline_tests.checkpoints.redis_servers import (
     DAY,
     EMPTY,
@@ -36,7 +37,6 @@ from ops_pipeline_tests.checkpoints.redis_servers import (
     put_writes,
     ulid,
     uuid6,
-    with_documents,
 )
 
 WHEN = 1_760_000_000.5
