@@ -124,11 +124,20 @@ def test_one_failing_pass_stops_no_other_and_the_run_is_red(home: Deployment, tm
     assert not result.success
     assert list(failed(result)) == ["clean_orphan_apps"]
     assert "could not be looked at" in failed(result)["clean_orphan_apps"]
+    assert "could not be looked at" in str(metadata(result, "clean_orphan_apps")["plan"])
     assert tasks(home) == {"orphan": "cancelled", "stuck": "cancelled"}
     assert "Maintenance run complete" in lines(home, result)[-1]
     (outcome,) = rows(home.engine, job_outcomes)
     assert (outcome["status"], outcome["changed"], outcome["failed"]) == ("failed", 3, 1)
     assert "could not be looked at" in outcome["details"]["passes"]["orphan_applications"]["error"]
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_objects_that_cannot_be_done_are_named(home: Deployment, *, dry_run: bool) -> None:
+    execute(home.engine, "UPDATE analysis_tasks SET status = 'Pending' WHERE id = 'stuck'")
+    others = "nothing was written" if dry_run else "the others are done"
+    said = failed(home.run_job(JOB, end_stuck={"dry_run": dry_run}))["end_stuck"]
+    assert f"1 object failed, {others}. stuck: its status 'Pending' is none of created, pending" in said
 
 
 @pytest.mark.parametrize("broken", range(5))
@@ -154,7 +163,7 @@ def test_a_dry_run_of_every_pass_writes_nothing(home: Deployment, tmp_path: Path
     assert metadata(result, "archive_old")["planned"] == 1
     assert metadata(result, "archive_old")["backlog_seconds"] == pytest.approx(30 * 86_400, abs=600)
     assert metadata(result, "archive_old")["status"] == "dry run: nothing was written"
-    assert "[MaintenanceService] old_tasks, dry run: 1 planned, 0 left alone; see its plan" in lines(home, result)
+    assert "[MaintenanceService] archive_old, dry run: 1 planned, 0 left alone; see its plan" in lines(home, result)
     assert "the plan of each op stands in its own output" in str(metadata(result, "conclude_maintenance")["passes"])
 
 

@@ -175,19 +175,22 @@ def _run(
         record_pass(database.engine, context.run_id, report, started)
     elif report.status == "success":
         left_alone = sum(report.kept.values())
-        context.log.info(f"{PREFIX} {name}, dry run: {report.planned} planned, {left_alone} left alone; see its plan")
+        words = f"{report.planned} planned, {left_alone} left alone; see its plan"
+        context.log.info(f"{PREFIX} {context.op.name}, dry run: {words}")
     metadata = _shown(report, dry_run=config.dry_run)
     if report.red:
-        why = (
-            report.error
-            or f"{counted(report.outcome.failed, 'object')} failed, the others are done. {report.changes[0].reason}"
-        )
+        why = report.error or _failures(report, dry_run=config.dry_run)
         context.log.error(f"{PREFIX} {context.op.name}: {why}")
         raise Failure(why, metadata=metadata, allow_retries=False)
     context.add_output_metadata(metadata)
     for folder in report.facts.get("archives", ()):
         told = {"op": context.op.name, "folder": folder, "taken_back_with": f"ops-pipeline archive restore {folder}"}
         context.log_event(AssetMaterialization(AssetKey(ARCHIVES), description=folder, metadata=told))
+
+
+def _failures(report: Report, *, dry_run: bool) -> str:
+    first, others = report.changes[0], "nothing was written" if dry_run else "the others are done"
+    return f"{counted(report.outcome.failed, 'object')} failed, {others}. {first.key}: {first.reason}"
 
 
 def _shown(report: Report, *, dry_run: bool) -> dict[str, Any]:
@@ -201,7 +204,7 @@ def _shown(report: Report, *, dry_run: bool) -> dict[str, Any]:
     # The log of a run shows the first six entries of many: what a person decides by comes before all numbers.
     return {
         "status": status,
-        "plan": MetadataValue.md(plan if report.changes else "Nothing to do."),
+        "plan": MetadataValue.md(plan if report.changes else report.error or "Nothing to do."),
         "planned": report.planned,
         "left_alone": table(("why", "objects"), list(report.kept.items()), empty="None."),
         **outcome_metadata(report.outcome),
