@@ -191,7 +191,8 @@ def _started(
         yield process
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGINT)
+            # Not SIGINT: what a shell starts in the background ignores it, and so does all that this starts.
+            os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(60)
         except subprocess.TimeoutExpired:

@@ -109,6 +109,7 @@ class JobMeasurer:
             _by_job("last_success_timestamp_seconds", "End of the last run without failures.", good, _ended),
             _by_job("last_duration_seconds", "Duration of the last run that reported.", last, _duration),
             *_backlogs(last),
+            *_checkpoints(last),
         ]
 
 
@@ -143,3 +144,20 @@ def _backlogs(last: dict[str, Any]) -> list[Measure]:
             values[(job, "")] = float(told)
     help_ = "Age of the oldest thing beyond its limit that the last run of a job left."
     return [Measure("ops_pipeline_job_backlog_seconds", help_, ("job", "pass"), values)]
+
+
+def _checkpoints(last: dict[str, Any]) -> list[Measure]:
+    """What the last sweep found in Redis: nobody counts millions of keys for a scrape."""
+    row = last.get("cleanup_checkpoints")
+    told = row.details if row is not None and isinstance(row.details, dict) else {}
+    keys = {("of_checkpoints",): "matched_keys", ("of_no_known_layout",): "unknown_keys", ("deleted",): "deleted_count"}
+    threads = {("found",): "threads", ("removed",): "threads_removed", ("left",): "threads_left"}
+    return [
+        Measure(
+            f"ops_pipeline_checkpoint_{name}",
+            f"{name.capitalize()} of checkpoints in Redis, as the last sweep found them.",
+            ("state",),
+            {state: float(told[one]) for state, one in names.items() if one in told},
+        )
+        for name, names in (("keys", keys), ("threads", threads))
+    ]

@@ -145,6 +145,24 @@ def test_a_scrape_tells_of_machines_and_of_the_queue(engine: Engine) -> None:
     assert found["ops_pipeline_up", "analysis"] == found["ops_pipeline_up", "hypervisor"] == 1
 
 
+def test_a_scrape_tells_what_the_last_sweep_of_checkpoints_found(sqlite_engine: Engine) -> None:
+    found = {"matched_keys": 900, "unknown_keys": 0, "deleted_count": 300, "threads": 40, "threads_removed": 12}
+    measurer = {"jobs": JobMeasurer(["cleanup_checkpoints"])}
+    with serving(sqlite_engine, measurer) as url:
+        _, page = get(f"{url}/metrics")
+        assert not [key for key in samples(page) if "checkpoint" in key[0]]
+        record(sqlite_engine, outcome("cleanup_checkpoints", 1, clock(sqlite_engine), details=found))
+        _, page = get(f"{url}/metrics")
+    figures = {key[0] + "/" + key[1]: value for key, value in samples(page).items() if "checkpoint" in key[0]}
+    assert figures == {
+        "ops_pipeline_checkpoint_keys/of_checkpoints": 900,
+        "ops_pipeline_checkpoint_keys/of_no_known_layout": 0,
+        "ops_pipeline_checkpoint_keys/deleted": 300,
+        "ops_pipeline_checkpoint_threads/found": 40,
+        "ops_pipeline_checkpoint_threads/removed": 12,
+    }
+
+
 def test_prometheus_own_linter_finds_nothing_to_say(sqlite_engine: Engine) -> None:
     record(sqlite_engine, outcome("flush_firewall", 1, clock(sqlite_engine)))
     with serving(sqlite_engine) as url:
