@@ -19,11 +19,13 @@ from typing import Any
 import pytest
 import redis
 
-from ops_pipeline.checkpoints.connection import open_store
+from ops_pipeline.checkpoints import removal
+from ops_pipeline.checkpoints.connection import Store, open_store
 from ops_pipeline.checkpoints.layouts import Prefixes
-from ops_pipeline.checkpoints.lock import HELD_MILLISECONDS, LOCK
+from ops_pipeline.checkpoints.lock import HELD_MILLISECONDS, LOCK, RENEWED_AFTER_SECONDS, only_sweep
 from ops_pipeline.checkpoints.policy import Policy, glob_of
 from ops_pipeline.checkpoints.sweep import Options, Swept, sweep
+from ops_pipeline.checkpoints.values import Age
 from ops_pipeline.reconcile import Unavailable
 from ops_pipeline_tests.checkpoints.redis_servers import (
     DAY,
@@ -129,6 +131,35 @@ def test_a_thread_resumed_after_the_decision_is_there_afterwards(
     run(server, decided=lambda: news.append(put(client, "resumed", time.time())))
     assert load(client, "resumed") == news[0]
     assert keys_of(client, "idle") == []
+
+
+@pytest.mark.parametrize("times", [0, 1, 99])
+def test_what_is_removed_is_counted_once_however_often_a_document_is_written_meanwhile(
+    server: RedisServer, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """Four threads go in one step of Redis, which is done again when one of their documents is written in between."""
+    for number in range(4):
+        in_place(client, f"idle-{number}", ago(40))
+        put_saver(client, f"idle-{number}", ago(40 + number))
+    looks = itertools.count(1)
+    look = removal.ages_of
+
+    def looked(store: Store, keys: list[bytes]) -> list[Age]:
+        ages = look(store, keys)
+        if b"checkpoint:idle-2:state" in keys and next(looks) <= times:
+            # Written between the look and the step, and no younger than before.
+            in_place(client, "idle-2", ago(40))
+        return ages
+
+    monkeypatch.setattr(removal, "ages_of", looked)
+    before = client.dbsize()
+    swept = run(server)
+    assert swept.deleted == before - client.dbsize()
+    if times < 99:
+        assert (swept.removed, swept.kept, client.dbsize()) == ({"whole": 4}, {}, 0)
+    else:
+        assert (swept.removed, swept.kept, client.dbsize()) == ({"whole": 3}, {"came alive": 1}, 6)
+        assert len(keys_of(client, "idle-2")) == 6
 
 
 @pytest.mark.parametrize("expire_seconds", [None, 100.0])
@@ -474,18 +505,37 @@ def test_a_sweep_that_lost_its_lock_stops_and_leaves_that_of_the_other(
     assert snapshot(client) == before
 
 
-def test_the_lock_is_renewed_while_a_sweep_goes_on(server: RedisServer, client: redis.Redis) -> None:
+def test_the_lock_is_renewed_while_a_sweep_scans_reads_and_removes(server: RedisServer, client: redis.Redis) -> None:
+    """Reading a million documents takes minutes, in which the lock ran out and a second sweep began."""
     with client.pipeline(transaction=False) as pipeline:
         for number in range(1500):
             put_saver(pipeline, f"idle-{number}", ago(40))
+        for number in range(1000):
+            put_plain(pipeline, f"document-{number}", ago(40), other_id)
         pipeline.execute()
-    lives: list[int] = []
+    lives: dict[str, list[int]] = {}
 
-    def between(_: str) -> None:
-        lives.append(client.pttl(LOCK))
+    def between(text: str) -> None:
+        (phase,) = (one for one in ("scanned", "documents read", "removed") if one in text)
+        lives.setdefault(phase, []).append(client.pttl(LOCK))
         client.pexpire(LOCK, 30_000)
 
-    assert run(server, between).removed == {"whole": 1500}
-    assert len(lives) > 10
-    assert sum(left > 30_000 for left in lives) > 2
-    assert min(lives) > 0
+    assert run(server, between).removed == {"whole": 2500}
+    assert lives.keys() == {"scanned", "documents read", "removed"}
+    for phase, left in lives.items():
+        assert min(left) > 0 and sum(one > 30_000 for one in left[1:]) > 1, phase
+
+
+def test_the_lock_is_renewed_in_time_and_no_more_often(server: RedisServer, client: redis.Redis) -> None:
+    now = [0.0]
+    with open_store(server.url()) as store, only_sweep(store, lambda: now[0]) as keep:
+        for seconds, renewed in ((RENEWED_AFTER_SECONDS, False), (1, True), (RENEWED_AFTER_SECONDS - 1, False)):
+            client.pexpire(LOCK, 30_000)
+            now[0] += seconds
+            keep()
+            assert (client.pttl(LOCK) > 30_000) is renewed
+        client.delete(LOCK)
+        now[0] += 2
+        with pytest.raises(Unavailable, match="was lost to another sweep"):
+            keep()
+    assert not client.exists(LOCK)
