@@ -43,7 +43,9 @@ POLICY = Policy(retention=30 * DAY, grace=DAY)
 PER_THREAD, KEPT = 10, 3
 SCENES = {"plain": POLICY, "iso": POLICY, "saver": POLICY, "trim": replace(POLICY, keep_newest=KEPT)}
 """The documented layout with UUIDv6, the same with ISO times as documented, that of the saver, and the same where live
-threads are trimmed as well, for whose newest values are read."""
+threads are trimmed as well, for which their newest values are read."""
+LARGE = {"plain": "", "alike": "app:chat:"}
+"""Scenes for memory, by what ids of threads begin with: with a UUID behind it they look like namespaces of `app`."""
 SPAWN = multiprocessing.get_context("spawn")
 PAGE = 1_000
 KEYS_PER_SECOND, FLOORS, TIMES_DOCUMENTED = 300_000, 3.0, 20.0
@@ -106,8 +108,9 @@ def main(*, keys: int, value_bytes: int, large_keys: int, sample: int, names: tu
             print(f"{name}: {keys:,} checkpoints", file=sys.stderr, flush=True)
             measures += measured(one, name, scene(name, keys, value_bytes), sample, rounds)
         if large_keys:
-            fill(one, scene("plain", large_keys, 0))
-            measures.append(memory(one, large_keys))
+            for name in LARGE:
+                fill(one, scene(name, large_keys, 0))
+                measures.append(memory(one, name, large_keys))
         version = one.client.info("server")["redis_version"]
     title = f"Redis {version}, {where['cores']} cores of {where['cpu']}, {where['date']}"
     print(f"\n{title}; load average before {where['load_average'][0]}\n")
@@ -261,7 +264,7 @@ def ping(port: int, begin: Any, end: Any, waits: Any) -> None:
     waits.put(found)
 
 
-def memory(one: Server, keys: int) -> Measure:
+def memory(one: Server, name: str, keys: int) -> Measure:
     """The most memory of a process that sweeps, and does nothing else."""
     told: Any = SPAWN.Queue()
     process = SPAWN.Process(target=sweep_alone, args=(one.url, told), daemon=True)
@@ -269,7 +272,7 @@ def memory(one: Server, keys: int) -> Measure:
     seconds, before, peak, passes, deleted = told.get()
     process.join()
     return Measure(
-        f"peak memory of a sweep of {keys:,} small keys",
+        f"{name}: peak memory of a sweep of {keys:,} small keys",
         seconds,
         keys,
         f"{peak / MEGABYTE:.0f} MB, {before / MEGABYTE:.0f} of them before; {passes} passes, {deleted:,} deleted",
@@ -287,7 +290,7 @@ def sweep_alone(url: str, told: Any) -> None:
 
 def scene(name: str, keys: int, value_bytes: int) -> Scene:
     """The keys: threads of ten checkpoints, every other thread idle for longer than the retention."""
-    rng, now, made = random.Random(1), time.time(), Scene(policy=SCENES[name])  # noqa: S311 - no secret
+    rng, now, made = random.Random(1), time.time(), Scene(policy=SCENES.get(name, POLICY))  # noqa: S311 - no secret
     for idle in (True, False):
         moment = datetime.fromtimestamp(now - (60 if idle else 3) * DAY, UTC).isoformat()
         value = json.dumps({"ts": moment, "metadata": {}, "channel_values": {"messages": ""}})
@@ -308,6 +311,8 @@ def scene(name: str, keys: int, value_bytes: int) -> Scene:
 def _thread(name: str, rng: random.Random, number: int, now: float, *, idle: bool) -> Iterator[tuple[str, bytes, bool]]:
     """The keys of a thread, each with what stands in it, a pointer with its target, and whether it goes."""
     thread = f"user-{number % 997}-{'idle' if idle else 'live'}-{number:06d}"
+    if prefix := LARGE.get(name):
+        thread = prefix + str(uuid.UUID(int=rng.getrandbits(128), version=4))
     newest = now - (rng.uniform(31, 90) if idle else rng.uniform(2 if name == "trim" else 0, 20)) * DAY
     between = ":__empty__" if name in {"saver", "trim"} else ""
     key = ""
