@@ -50,7 +50,7 @@ class Shell:
     def variables(self) -> dict[str, str]:
         """Its environment."""
         given = environment(self.home, LIBVIRT_URI=f"test://{self.home}/fleet.xml")
-        return {**given, "PATH": f"{BIN}:/usr/bin:/bin", "MODEL_CALL_STATS_START": "2026-11-27T10:00Z"}
+        return {**given, "PATH": f"{BIN}:/usr/bin:/bin", "MODEL_CALL_STATS_START": "2026-09-01T10:00Z"}
 
     def runs(self) -> dict[str, DagsterRunStatus]:
         """The newest run of each job."""
@@ -119,7 +119,7 @@ def test_hours_are_made_again_by_hand(shell: Shell) -> None:
     with DagsterInstance.from_config(str(shell.home)) as instance:
         green = instance.get_materialized_partitions(AssetKey("hourly_model_usage"))
         runs = [run for run in instance.get_runs() if AssetKey("hourly_model_usage") in (run.asset_selection or ())]
-    assert (hours, green, len(runs)) == (2, {"2026-11-27-10:00", "2026-11-27-11:00"}, 1)
+    assert (hours, green, len(runs)) == (2, {"2026-09-01-10:00", "2026-09-01-11:00"}, 1)
 
 
 def test_monitors_are_answered(shell: Shell) -> None:
