@@ -113,7 +113,17 @@ def _check_elsewhere(settings: Settings) -> list[Check]:
         *tried("SERVICES_FILE", lambda: check_registry(settings.services_file, secret_variable)),
         *tried("ALERTS_FILE", lambda: check_alerts(settings, secret_variable)),
         *check_checkpoints(settings),
+        *_check_retention(settings),
     ]
+
+
+def _check_retention(settings: Settings) -> list[Check]:
+    if "RUN_RETENTION_DAYS_BY_JOB" not in given_variables():
+        # The definitions take two seconds to load.
+        return []
+    from ops_pipeline.defs.watching import check_retention  # noqa: PLC0415
+
+    return tried("RUN_RETENTION_DAYS_BY_JOB", lambda: check_retention(settings))
 
 
 def _check_tables(settings: Settings) -> list[Check]:

@@ -11,9 +11,10 @@ from dagster import DagsterInstance, RepositoryDefinition
 from sqlalchemy import Engine, select, text
 
 from ops_pipeline.analysis.measures import measure_analysis
+from ops_pipeline.checking import Check
 from ops_pipeline.database.engine import reading
 from ops_pipeline.database.errors import DatabaseProblem
-from ops_pipeline.defs.health import daemons, job_facts
+from ops_pipeline.defs.health import HIDDEN, daemons, job_facts
 from ops_pipeline.defs.usage.catch_up import catch_up_policy
 from ops_pipeline.hypervisor.filters.measures import measure_filters
 from ops_pipeline.hypervisor.measures import measure_hypervisors
@@ -55,6 +56,17 @@ def measurers(settings: Settings, repository: RepositoryDefinition) -> dict[str,
         "network filters": measure_filters,
         "hypervisor": measure_hypervisors,
     }
+
+
+def check_retention(settings: Settings) -> list[Check]:
+    """Look whether RUN_RETENTION_DAYS_BY_JOB names jobs only; what it names wrongly is kept as long as all others."""
+    repository = repository_of_deployment()
+    jobs = sorted(name for name in repository.job_names if not name.startswith(HIDDEN))
+    wrong = sorted(set(settings.run_retention_days_by_job) - set(jobs))
+    if not wrong:
+        return []
+    detail = f"no job is called {', '.join(wrong)}; there are {', '.join(jobs)}"
+    return [Check("RUN_RETENTION_DAYS_BY_JOB", ok=False, detail=detail)]
 
 
 def readiness(engine: Engine, instance: DagsterInstance) -> Answer:

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 
 from ops_pipeline.cli import main
 from ops_pipeline.database.engine import writing
-from ops_pipeline.defs.watching import health_page, look_at_jobs, measurers, readiness
+from ops_pipeline.defs.watching import check_retention, health_page, look_at_jobs, measurers, readiness
 from ops_pipeline.settings import load_settings
 from ops_pipeline_tests.defs.deployment import deployment
 
@@ -73,6 +73,17 @@ def test_the_command_shows_every_job_and_ends_with_0_when_all_are_well(home: Pat
     assert jobs[JOB]["problems"] == [] and jobs[JOB]["next_run"]
     shown = CliRunner().invoke(main, ["health"])
     assert shown.exit_code == 0 and JOB in shown.output
+
+
+def test_check_tells_of_a_retention_for_a_job_that_is_none(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slip kept the runs of each minute for a month."""
+    assert check_retention(load_settings()) == [], "the default names jobs only"
+    monkeypatch.setenv("RUN_RETENTION_DAYS_BY_JOB", "update_vm_states=3,run_maintenance=90")
+    said = CliRunner().invoke(main, ["check", "--brief"]).output
+    assert "FAILED RUN_RETENTION_DAYS_BY_JOB: no job is called update_vm_states; there are " in said
+    assert "update_vm_status" in said and "run_maintenance," in said
+    monkeypatch.setenv("RUN_RETENTION_DAYS_BY_JOB", "update_vm_status=3")
+    assert "FAILED RUN_RETENTION_DAYS_BY_JOB" not in CliRunner().invoke(main, ["check"]).output
 
 
 def test_the_command_says_where_it_looked_in_vain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
