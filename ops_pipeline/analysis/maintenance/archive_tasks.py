@@ -31,8 +31,8 @@ from ops_pipeline.reconcile import Change, Outcome, counted
 
 NAME = "old_tasks"
 KIND = "analysis_tasks"
-FIRST_PAGE, SMALLEST_PAGE, LARGEST_PAGE = 250, 10, 3_000
-"""Trees. What is archived of a page is kept in memory until it is deleted: pages shrink when trees have many rows."""
+FIRST_PAGE, SMALLEST_PAGE, LARGEST_PAGE = 250, 10, 2_000
+"""Trees. What is archived of two pages is kept in memory at once: they shrink when trees have many rows."""
 ROWS_PER_PAGE = 20_000
 ARCHIVE = "archive and delete"
 ADVICE = "Nothing was changed. Read the plan; if it is right, launch again with the limit raised in the run config."
