@@ -150,13 +150,18 @@ def summary_of(swept: Swept, where: str, request: Request) -> str:
     """What a sweep found and did, or would do, in a sentence for the log."""
     done = sum(swept.removed.values())
     if request.dry_run:
-        what = f"{swept.planned} threads would go with {swept.planned_keys} keys; this is a dry run"
+        what = f"{_size(swept.planned, swept.planned_keys)} would go; this is a dry run"
     else:
         goes = "went" if request.expire_hours is None else "expire"
-        what = f"{done} of {swept.planned} threads that were to go {goes}, with {swept.deleted} keys"
+        what = f"{_size(done, swept.deleted)} {goes}, of {_size(swept.planned, swept.planned_keys)} that were to go"
     stay = ", ".join(f"{count} {why}" for why, count in sorted(swept.kept.items(), key=lambda item: -item[1]))
     kept = f" Kept: {stay}." if stay else ""
-    return f"{where}: {swept.threads} threads in {swept.matched} of {swept.processed} keys; {what}.{kept}"
+    threads = counted(swept.threads, "thread", "threads")
+    return f"{where}: {threads} in {swept.matched} of {swept.processed} keys; {what}.{kept}"
+
+
+def _size(threads: int, keys: int) -> str:
+    return f"{counted(threads, 'thread', 'threads')} with {counted(keys, 'key', 'keys')}"
 
 
 def changes_of(swept: Swept, error: str | None) -> str:
@@ -164,14 +169,14 @@ def changes_of(swept: Swept, error: str | None) -> str:
     if not swept.changes:
         return "Nothing was decided." if error else "Nothing to do."
     more = f", the first {len(swept.changes)} of them" if swept.planned > len(swept.changes) else ""
-    return f"{swept.planned} threads, {swept.planned_keys} keys{more}:\n\n{changes_table(swept.changes)}"
+    return f"{_size(swept.planned, swept.planned_keys)}{more}:\n\n{changes_table(swept.changes)}"
 
 
 def failure_of(swept: Swept, error: str) -> str:
     """Why a sweep failed, and what it had done before."""
     before = counted(swept.deleted, "key was", "keys were")
-    done = f"{before} deleted before." if swept.deleted else "Nothing was deleted."
-    return f"{error.rstrip('.')}. {done}"
+    nothing = "" if "Nothing was changed." in error else " Nothing was deleted."
+    return f"{error.rstrip('.')}." + (f" {before} deleted before." if swept.deleted else nothing)
 
 
 def warnings_of_request(request: Request) -> list[str]:

@@ -212,7 +212,7 @@ class _Sweeper:
             elif self.options.expire_seconds is None or expirable(verdict):
                 verdicts.append(verdict)
             else:
-                self.swept.kept["not whole, and only those expire"] += 1
+                self.swept.kept["not whole (only whole threads expire)"] += 1
         return verdicts
 
     def _take_back(self, thread: bytes, groups: Sequence[Group]) -> None:

@@ -236,20 +236,22 @@ def test_the_log_says_in_a_sentence_what_went_or_would_go() -> None:
     swept = replace(SWEPT, planned=15, planned_keys=150)
     went = "redis://r: 50 threads in 600 of 1000 keys; {}. Kept: 30 live, 5 pinned."
     assert summary_of(swept, "redis://r", Request()) == went.format(
-        "12 of 15 threads that were to go went, with 120 keys"
+        "12 threads with 120 keys went, of 15 threads with 150 keys that were to go"
     )
-    assert "that were to go expire, with" in summary_of(swept, "redis://r", Request(expire_hours=30))
+    assert "with 120 keys expire, of 15 threads" in summary_of(swept, "redis://r", Request(expire_hours=30))
     swept = replace(swept, removed=Counter(), deleted=0)
     assert summary_of(swept, "redis://r", Request(dry_run=True)) == went.format(
-        "15 threads would go with 150 keys; this is a dry run"
+        "15 threads with 150 keys would go; this is a dry run"
     )
 
 
 def test_changes_are_shown_under_how_many_there_are() -> None:
     some = [Change(key="a", action="delete: 5 keys", reason="old")]
-    assert changes_of(Swept(changes=some, planned=1, planned_keys=5), None).startswith("1 threads, 5 keys:\n\n| object")
+    assert changes_of(Swept(changes=some, planned=1, planned_keys=5), None).startswith(
+        "1 thread with 5 keys:\n\n| object"
+    )
     many = changes_of(Swept(changes=some, planned=198, planned_keys=3200), None)
-    assert many.startswith("198 threads, 3200 keys, the first 1 of them:\n\n| object")
+    assert many.startswith("198 threads with 3200 keys, the first 1 of them:\n\n| object")
     assert changes_of(Swept(), None) == "Nothing to do."
     assert changes_of(Swept(), "no such host") == "Nothing was decided."
 
@@ -257,6 +259,7 @@ def test_changes_are_shown_under_how_many_there_are() -> None:
 def test_a_failure_says_what_was_done_before() -> None:
     assert failure_of(Swept(), "no such host") == "no such host. Nothing was deleted."
     assert failure_of(Swept(deleted=2), "Lost.") == "Lost. 2 keys were deleted before."
+    assert failure_of(Swept(), "Too many. Nothing was changed. Read it.") == "Too many. Nothing was changed. Read it."
     result = result_of(Swept(processed=5, deleted=2), USUAL, "connection lost")
     assert (result["success"], result["error"], result["deleted_count"]) == (False, "connection lost", 2)
     assert json.loads(json.dumps(result_of(Swept(), USUAL, "")))["success"] is False

@@ -319,6 +319,14 @@ def test_a_run_that_loaded_a_thread_before_the_sweep_finds_its_blobs_after_it(
     assert load_blobs(client, "under way") == news
 
 
+def test_keys_that_somebody_else_deletes_meanwhile_are_not_counted(server: RedisServer, client: redis.Redis) -> None:
+    put_saver(client, "cut", ago(40), indices=(0, 1))
+    put_plain(client, "plain", ago(40))
+    gone = [*keys_of(client, "cut")[:2], *keys_of(client, "plain")]
+    swept = run(server, once_scanned(lambda: client.delete(*gone)))
+    assert (swept.planned_keys, swept.deleted, client.dbsize()) == (6, 3, 0)
+
+
 def test_blobs_of_nothing_go_when_nobody_touches_them(server: RedisServer, client: redis.Redis) -> None:
     put_saver(client, "live", ago(2))
     for thread in ("old", "touched"):
