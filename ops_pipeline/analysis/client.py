@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -249,9 +251,11 @@ def _tools(frame: str | bytes) -> tuple[str, ...]:
 
 
 def _words(error: BaseException) -> str:
-    """The reason of an error, without the addresses that the operating system adds."""
+    """The reason of an error in the system's words, without the addresses that asyncio writes instead of them."""
     if isinstance(error, socket.gaierror):
         return "the host's name is not known here"
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
+        return os.strerror(error.errno)
     if isinstance(error, OSError) and error.strerror:
         return shortened(error.strerror, 200)
     return shortened(str(error), 200) or type(error).__name__

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 import ssl
 import threading
@@ -289,7 +290,8 @@ def _judged(error: BaseException) -> Look:
     # An SSLError has numbers of its own.
     known = [one for one in causes if isinstance(one, OSError) and one.errno and not isinstance(one, ssl.SSLError)]
     cannot_tell = bool(known) and all(one.errno in CANNOT_TELL for one in known)
-    shown = known[-1].strerror if known else ""
+    # asyncio writes "Connect call failed ('127.0.0.1', 80)" where the system says "Connection refused".
+    shown = os.strerror(known[-1].errno or 0) if known else ""
     return Look(UNKNOWN if cannot_tell else DOWN, words_of(shown or str(error)) or type(error).__name__)
 
 

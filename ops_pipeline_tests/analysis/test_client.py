@@ -188,7 +188,7 @@ def test_only_failing_to_connect_is_tried_again() -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("ws://127.0.0.1:{port}", "takes no connection: Connect call failed"),
+        ("ws://127.0.0.1:{port}", "takes no connection: Connection refused"),
         ("http://127.0.0.1:1", "is no WebSocket URL"),
         ("ws://", "is no WebSocket URL"),
         ("", "is no WebSocket URL"),

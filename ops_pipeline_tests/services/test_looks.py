@@ -269,7 +269,7 @@ def test_a_port_that_takes_connections_is_up() -> None:
 
 def test_a_port_that_refuses_is_down() -> None:
     found = look({"kind": "tcp", "port": free_port()})
-    assert (found.found, "refused" in found.reason.lower() or "Connect call failed" in found.reason) == ("down", True)
+    assert (found.found, "refused" in found.reason.lower()) == ("down", True)
     assert look({"kind": "tcp", "host": "localhost", "port": free_port()}).found == "down"
 
 
@@ -308,7 +308,7 @@ def test_a_page(behaviour: Behaviour, fields: dict[str, Any], expected: str, wor
 
 def test_a_page_that_refuses_is_down_and_says_so() -> None:
     found = look(at(free_port()))
-    assert (found.found, "refused" in found.reason.lower() or "Connect call failed" in found.reason) == ("down", True)
+    assert (found.found, "refused" in found.reason.lower()) == ("down", True)
 
 
 def test_a_page_that_hangs_or_drips_for_ever_is_down_at_the_deadline() -> None:
@@ -543,7 +543,7 @@ def test_a_redis_that_was_killed_is_down_and_says_that_it_refuses() -> None:
     with redis_server() as server:
         server.kill()
         found = look(REDIS, URL=server.url())
-    assert (found.found, "refused" in found.reason.lower() or "Connect call failed" in found.reason) == ("down", True)
+    assert (found.found, "refused" in found.reason.lower()) == ("down", True)
 
 
 def test_a_redis_that_loads_its_data_is_starting() -> None:
