@@ -200,14 +200,14 @@ def _report(context: OpExecutionContext, database: OperationsDatabase, registry:
     context.log_event(AssetMaterialization(SERVICES, metadata=metadata))
 
 
-_HEADER = ("service", "critical", "state", "since (UTC)", "up 24 h", "up 7 d", "up 30 d", "last action", "last look")
+_HEADER = ("service", "state", "since (UTC)", "up 24 h", "up 7 d", "up 30 d", "last action", "last look")
+"""As few columns as tell it: pages of assets cut off what is wide."""
 
 
 def _cells(row: ServiceRow) -> tuple[object, ...]:
     since = row.state.since
     return (
-        row.service.name,
-        "yes" if row.service.critical else "",
+        f"{row.service.name}{' (critical)' if row.service.critical else ''}",
         row.state.state,
         f"{since:%d %b %H:%M}" if since else "",
         *("" if value is None else f"{value:.1%}" for value in row.uptimes),

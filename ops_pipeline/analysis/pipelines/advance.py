@@ -117,7 +117,7 @@ def advance(connection: Connection, pipeline_id: str, now: datetime) -> Advance:
         done = replace(done, submitted=done.submitted + _do(connection, pipeline, action, now))
     if pipeline is not None and (done.ended or done.submitted):
         share = progress_of(pipeline.steps).share
-        told = f"{done.ended} jobs ended, {done.submitted} submitted; {share:.0%} done"
+        told = f"{counted(done.ended, 'job')} ended, {done.submitted} submitted; {share:.0%} done"
         store.tell(connection, pipeline_id, now, ADVANCED, reason=told, ended=done.ended, submitted=done.submitted)
     return done
 

@@ -315,5 +315,5 @@ def test_every_transition_and_every_advance_is_an_event(engine: Engine) -> None:
         ("advance", "", "", "0 jobs ended, 1 submitted; 0% done"),
         ("step", "check", "completed", "1 completed"),
         ("pipeline", "", "completed", ""),
-        ("advance", "", "", "1 jobs ended, 0 submitted; 100% done"),
+        ("advance", "", "", "1 job ended, 0 submitted; 100% done"),
     ]

@@ -207,7 +207,7 @@ def test_advances_between_two_looks_are_told_together_and_transitions_by_themsel
     assert [one.words for one in told] == [
         "pending -> running",
         "generation: pending -> running (4 jobs)",
-        "advanced (1 jobs ended, 0 submitted; 100% done)",
+        "advanced (1 job ended, 0 submitted; 100% done)",
         "generation: running -> completed (4 completed)",
         "analysis: pending -> running (4 jobs)",
         "analysis: running -> completed (4 completed)",
