@@ -99,7 +99,7 @@ def raised(person: Person) -> None:
 def services(person: Person) -> None:
     """The table of services."""
     person.open("/assets/host_services?view=events")
-    person.sees("billing-api", exact=True)
+    person.sees("billing-api (critical)", exact=True)
     person.is_at_rest()
 
 
