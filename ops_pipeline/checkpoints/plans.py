@@ -156,12 +156,12 @@ def summary_of(swept: Swept, where: str, request: Request) -> str:
         what = f"{_size(done, swept.deleted)} {goes}, of {_size(swept.planned, swept.planned_keys)} that were to go"
     stay = ", ".join(f"{count} {why}" for why, count in sorted(swept.kept.items(), key=lambda item: -item[1]))
     kept = f" Kept: {stay}." if stay else ""
-    threads = counted(swept.threads, "thread", "threads")
+    threads = counted(swept.threads, "thread")
     return f"{where}: {threads} in {swept.matched} of {swept.processed} keys; {what}.{kept}"
 
 
 def _size(threads: int, keys: int) -> str:
-    return f"{counted(threads, 'thread', 'threads')} with {counted(keys, 'key', 'keys')}"
+    return f"{counted(threads, 'thread')} with {counted(keys, 'key')}"
 
 
 def changes_of(swept: Swept, error: str | None) -> str:

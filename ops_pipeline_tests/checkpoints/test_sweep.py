@@ -508,7 +508,7 @@ def test_idle_threads_expire_and_one_that_comes_alive_stays_alive(server: RedisS
     put_writes(client, f"orphan:{EMPTY}", uuid6(ago(4)), (0,))
     swept = run(server, expire_seconds=100.0, jitter_seconds=1000.0)
     assert (swept.removed, swept.deleted) == ({"whole": 40}, 20 * 5 + 20)
-    assert {change.action for change in swept.changes} == {"let expire: 5 keys", "let expire: 1 keys"}
+    assert {change.action for change in swept.changes} == {"let expire: 5 keys", "let expire: 1 key"}
     lives = {key: client.ttl(key) for key in client.scan_iter()}
     assert all(lives[key] == -1 for key in (*keys_of(client, "live"), *keys_of(client, "orphan")))
     idle = {key: left for key, left in lives.items() if b"idle" in key or b"plain" in key}
