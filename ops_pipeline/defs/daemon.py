@@ -17,6 +17,7 @@ from dagster._core.storage.runs import SqliteRunStorage
 from dagster._daemon.cli import run_command
 from dagster._daemon.controller import DagsterDaemonController
 
+from ops_pipeline.defs.ticks import make_ticks_cheap
 from ops_pipeline.operations.fenced import end_with_leader, fence_connections, token_of_leader
 from ops_pipeline.operations.logs import tell_on_terminal
 from ops_pipeline.settings import load_settings
@@ -45,6 +46,7 @@ def main() -> None:
     _begin_with_the_lead(lead)
     _end_ticks_before_their_workspace()
     _keep_code_servers()
+    make_ticks_cheap()
     run_command()
 
 
