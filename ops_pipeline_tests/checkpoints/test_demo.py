@@ -85,7 +85,7 @@ def test_ages_reach_from_minutes_to_months_and_none_is_of_the_future(seed: int) 
     assert 80 * DAY < max(ages) < 92 * DAY
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_the_jobs_rules_find_idle_threads_orphans_and_live_threads_and_are_done_after_one_sweep(
     server: demo.DemoServer, seed: int
 ) -> None:
