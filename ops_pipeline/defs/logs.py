@@ -10,8 +10,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from dagster import InitLoggerContext, LoggerDefinition, _loggers, logger
+from dagster import Failure, InitLoggerContext, LoggerDefinition, _loggers, logger
 from dagster._core.log_manager import DagsterLogHandler
+from dagster_shared.error import SerializableErrorInfo
 
 from ops_pipeline.operations.logs import OURS, Lines, Terminal, tell_on_terminal
 from ops_pipeline.settings import Settings
@@ -67,5 +68,12 @@ def of_run(record: logging.LogRecord) -> dict[str, Any]:
     }
     if event is not None:
         error = getattr(event.event_specific_data, "error", None)
-        told |= {"event": event.event_type_value.lower(), "error": error.to_string() if error else None}
+        told |= {"event": event.event_type_value.lower(), "error": _words(error) if error else None}
     return told
+
+
+def _words(error: SerializableErrorInfo) -> str:
+    """A `Failure` says in words what is wrong and what to do; only what nobody foresaw needs its trace."""
+    if error.cls_name == Failure.__name__:
+        return error.message.partition(": ")[2].strip()
+    return error.to_string()

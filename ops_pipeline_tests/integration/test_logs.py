@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from dagster import DagsterInstance
+from dagster import DagsterInstance, Failure
+from dagster._utils.error import serializable_error_info_from_exc_info
 from sqlalchemy import Engine
 
 from ops_pipeline.database.engine import connect, sqlite_url
+from ops_pipeline.defs.logs import of_run
 from ops_pipeline_tests.integration.processes import BIN, command
 from ops_pipeline_tests.usage.calls import call, write
 
@@ -89,6 +94,25 @@ def test_a_failed_run_tells_why_as_one_object(home: Path) -> None:
     assert failures
     assert failures[0]["level"] == "error"
     assert "ops-pipeline migrate" in failures[0]["error"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [(Failure("SERVICES_FILE names no file: see the page."), True), (KeyError("nobody foresaw this"), False)],
+    ids=["in words", "unforeseen"],
+)
+def test_only_what_nobody_foresaw_is_told_with_its_trace(raised: Exception, *, told: bool) -> None:
+    """A refusal was one line of advice above thirty of Dagster's own files."""
+    try:
+        raise raised
+    except type(raised):
+        error = serializable_error_info_from_exc_info(sys.exc_info())
+    event = SimpleNamespace(event_specific_data=SimpleNamespace(error=error), event_type_value="STEP_FAILURE")
+    record = logging.makeLogRecord(
+        {"dagster_meta": {"dagster_event": event, "orig_message": "", "job_name": "", "run_id": "", "step_key": ""}}
+    )
+    words = of_run(record)["error"]
+    assert (words == str(raised), "Stack Trace" in words) == (told, not told)
 
 
 def test_maintenance_keeps_the_prefix_of_its_lines(home: Path) -> None:
