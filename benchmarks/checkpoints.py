@@ -48,6 +48,8 @@ LARGE = {"plain": "", "alike": "app:chat:"}
 """Scenes for memory, by what ids of threads begin with: with a UUID behind it they look like namespaces of `app`."""
 SPAWN = multiprocessing.get_context("spawn")
 PAGE = 1_000
+UNREAD = 1.0
+"""Seconds for which nobody may have read the newest checkpoint of an idle thread: the job looks at this too."""
 KEYS_PER_SECOND, FLOORS, TIMES_DOCUMENTED = 300_000, 3.0, 20.0
 PING_SECONDS, PEAK_MEGABYTES = 0.005, 200
 FILL = """
@@ -214,7 +216,7 @@ def swept(one: Server, keys: Scene) -> None:
 def swept_at(url: str, policy: Policy = POLICY) -> Swept:
     """Sweep as the job does."""
     with open_store(url) as store:
-        return sweep(store, Prefixes(), policy, Options(), swept=Swept(), told=print)
+        return sweep(store, Prefixes(), policy, Options(unread_seconds=UNREAD), swept=Swept(), told=print)
 
 
 def documented(one: Server, sample: int) -> float:
@@ -349,7 +351,8 @@ def fill(one: Server, keys: Scene) -> None:
     pipeline.execute()
     if one.client.dbsize() != keys.keys():
         raise RuntimeError(f"{one.client.dbsize()} keys, not {keys.keys()}")
-    time.sleep(0.2)
+    # Redis tells whole seconds since a key was touched, and an idle thread stays whose newest checkpoint was.
+    time.sleep(2 * UNREAD + 0.1)
 
 
 @contextmanager
