@@ -6,31 +6,26 @@ What belongs here: the policy and its reasons in words. What does not: Redis.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ops_pipeline.checkpoints.groups import Group, all_belong
 from ops_pipeline.checkpoints.layouts import (
     BLOB,
-    CHECKPOINT,
     DOCUMENT,
     EMPTY_NAMESPACE,
-    INDEX,
     POINTER,
     REGISTRY,
-    WRITE,
     Reader,
     beginnings,
     thread_of,
 )
+from ops_pipeline.checkpoints.units import Units
 
 DAY = 86_400.0
 FUTURE = DAY
 """Ids so far ahead of the clock are of another clock: their threads are left alone."""
-INTERRUPTS = (b":-3", b"$-3")
-"""How the keys of writes end on which a thread waits for a person."""
-
 CHARACTER = r"(?>[\xc2-\xf4][\x80-\xbf]{1,3}|.)"
 """One character of UTF-8, or a byte that is none."""
 
@@ -282,7 +277,7 @@ def _of_live(
     if policy.keep_newest is None and all_belong(groups):
         return Verdict(thread, KEPT, "live", (), newest)
     trims = [policy.keep_newest is not None and not _has_documents(group) for group in groups]
-    units, trimmed = _Units(groups, read), list[bytes]()
+    units, trimmed = Units(groups, read), list[bytes]()
     for number, group in enumerate(groups):
         if trims[number] and policy.keep_newest:
             keep = max(0, policy.keep_newest - len(group.young))
@@ -296,45 +291,6 @@ def _of_live(
         why, lists = "writes of checkpoints that are gone", _of_kind(groups, REGISTRY)
         return Verdict(thread, ORPHANS, why, newest=newest, some=_once(orphans), lists=lists)
     return Verdict(thread, KEPT, "live", newest=newest)
-
-
-class _Units:
-    """The old keys of a thread by checkpoint: each goes with its writes and their index, or stays with them.
-
-    Writes are looked for in all of its namespaces, as savers spell the empty one in two ways: the shallow saver's
-    document is `{thread}:`, and its writes are of `{thread}:__empty__`.
-    """
-
-    def __init__(self, groups: Sequence[Group], read: Reader) -> None:
-        self.checkpoints: list[dict[bytes, tuple[float, bytes]]] = []
-        self.belongings: dict[bytes, list[bytes]] = {}
-        self.current: set[bytes] = set().union(*(group.current for group in groups))
-        for group in groups:
-            checkpoints: dict[bytes, tuple[float, bytes]] = {}
-            self.checkpoints.append(checkpoints)
-            for key in group.old:
-                part = read(key)
-                if not part or part[3] is None:
-                    continue
-                if part[0] == CHECKPOINT:
-                    checkpoints[part[2]] = (part[3], key)
-                elif part[0] in {WRITE, INDEX}:
-                    self.belongings.setdefault(part[2], []).append(key)
-
-    def trim(self, number: int, keep: int, trim_before: float) -> Iterator[bytes]:
-        """Take out checkpoints of a group that are older than the newest `keep`, and than a time; interrupts stay."""
-        checkpoints = self.checkpoints[number]
-        by_age = sorted(checkpoints.items(), key=lambda item: (item[1][0], item[0]), reverse=True)
-        for identifier, (seconds, key) in by_age[keep:]:
-            interrupted = any(one.endswith(INTERRUPTS) for one in self.belongings.get(identifier, ()))
-            if seconds < trim_before and not interrupted:
-                del checkpoints[identifier]
-                yield key
-
-    def orphans(self) -> list[bytes]:
-        """Writes and indexes whose checkpoint is not there, or was taken out."""
-        there = self.current.union(*self.checkpoints)
-        return [key for identifier, keys in self.belongings.items() if identifier not in there for key in keys]
 
 
 def _has_documents(group: Group) -> bool:
