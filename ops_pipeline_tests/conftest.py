@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,15 @@ from ops_pipeline_tests.servers import PostgresServer, postgres
 
 OURS = {name.upper() for name in Settings.model_fields} | secret_file_variables()
 """Every variable that a developer may have set for a deployment of their own."""
+
+
+def pytest_configure() -> None:
+    """Make Ctrl-C arrive, also where a shell started the tests in the background: it tells its children to ignore it.
+
+    What the tests start inherits that, and never ended when it was told to.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

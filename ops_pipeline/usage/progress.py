@@ -52,6 +52,12 @@ def failed_attempts(connection: Connection) -> dict[datetime, int]:
     return {row.hour: row.attempts for row in connection.execute(select(attempts.hour, attempts.attempts))}
 
 
+def hours_in_error(connection: Connection) -> set[datetime]:
+    """Hours whose last attempt failed for a reason; of one whose process died, what was there before is whole."""
+    attempts = usage_hour_attempts.c
+    return set(connection.scalars(select(attempts.hour).where(attempts.error != "")))
+
+
 def attempts_that_count(connection: Connection) -> dict[datetime, int]:
     """The failed attempts, without hours whose calls were written to since: these may be tried anew."""
     counts = failed_attempts(connection)

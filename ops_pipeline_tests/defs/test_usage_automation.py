@@ -15,7 +15,9 @@ from ops_pipeline.defs.interrupted import fail_interrupted_runs
 from ops_pipeline.defs.runs import rest_after
 from ops_pipeline.defs.usage.catch_up import last_tick
 from ops_pipeline.defs.usage.partitions import hour_key
-from ops_pipeline.usage.hours import HOUR, floor_hour
+from ops_pipeline.usage.aggregate import Policy, aggregate
+from ops_pipeline.usage.attempts import begin_attempt
+from ops_pipeline.usage.hours import HOUR, Window, floor_hour
 from ops_pipeline.usage.tables import (
     daily_model_usage,
     hourly_model_usage,
@@ -353,6 +355,21 @@ def test_an_hour_whose_renewal_failed_keeps_its_red_mark(engine: Engine, instanc
     assert not home.run(HOURS, "2026-03-10-09:00").success
     home.sense("usage_partition_status_sensor")
     assert home.materialized("hourly_model_usage") == []
+
+
+def test_an_hour_whose_renewal_was_killed_is_marked_as_its_numbers_are_whole(
+    engine: Engine, instance: DagsterInstance
+) -> None:
+    """A process died after it had committed the hour and before it had said so; the next one died on the same hour."""
+    write(engine, call(at("2026-03-10 09:30")))
+    home = deployment(engine, instance)
+    begin_attempt(engine, Window(at("2026-03-10 09:00"), at("2026-03-10 10:00")))
+    home.sense("usage_partition_status_sensor")
+    assert home.materialized("hourly_model_usage") == []
+    list(aggregate(engine, [at("2026-03-10 09:00")], Policy()))
+    begin_attempt(engine, Window(at("2026-03-10 09:00"), at("2026-03-10 10:00")))
+    home.sense("usage_partition_status_sensor")
+    assert home.materialized("hourly_model_usage") == ["2026-03-10-09:00"]
 
 
 def test_the_next_hour_does_not_hide_what_was_odd_in_the_last(engine: Engine, instance: DagsterInstance) -> None:

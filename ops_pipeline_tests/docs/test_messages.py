@@ -29,12 +29,24 @@ def explained() -> Iterator[tuple[str, str]]:
                 yield from ((page.name, message) for message in re.findall(r'"([^"]+)"', first))
 
 
+def told(part: ast.expr, plural: int) -> str:
+    """What a part of a text says: of a count the word that is counted, of other things that are filled in nothing."""
+    if isinstance(part, ast.Constant):
+        return str(part.value)
+    call = part.value if isinstance(part, ast.FormattedValue) else part
+    if not isinstance(call, ast.Call) or getattr(call.func, "id", "") != "counted":
+        return "\0"
+    words = [word.value for word in call.args[1:] if isinstance(word, ast.Constant)]
+    return f"\0 {[*words, f'{words[0]}s'][plural]}" if words else "\0"
+
+
 def literals() -> Iterator[str]:
     """All text of the code; what is filled in is left out."""
     for file in PROJECT.glob("ops_pipeline/**/*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.JoinedStr):
-                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+                for plural in (0, 1):
+                    yield "".join(told(part, plural) for part in node.values)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield node.value
 

@@ -521,7 +521,8 @@ class HostServices(RuleBasedStateMachine):
         if after.state in {UP, DEGRADED}:
             assert after.confirmed == UP
             seen.given_up = False
-        if seen.successes >= one.up_after and not seen.in_grace(one, self.now):
+        if seen.found in {UP, DEGRADED} and seen.successes >= one.up_after and not seen.in_grace(one, self.now):
+            # Found on its way up it stays what it was, whatever was seen in its grace.
             assert after.state in {UP, DEGRADED}
 
     def _is_spent(self, one: Service) -> None:

@@ -32,7 +32,7 @@ from ops_pipeline.defs.runs import keys_in_backfills, ranges_in_flight
 from ops_pipeline.defs.usage.jobs import job_name
 from ops_pipeline.defs.usage.partitions import hour_key
 from ops_pipeline.usage.hours import floor_hour, next_month
-from ops_pipeline.usage.progress import done_hours, failed_attempts
+from ops_pipeline.usage.progress import done_hours, hours_in_error
 from ops_pipeline.usage.tables import usage_days, usage_months
 
 EVENTS_PER_TICK = 400
@@ -114,8 +114,11 @@ def partition_status_sensor(assets: Mapping[str, AssetsDefinition]) -> SensorDef
 
 
 def _done_hours(connection: Connection) -> dict[str, str]:
-    """Hours that are done; one whose last attempt failed keeps its red mark, although old numbers are there."""
-    failed = failed_attempts(connection)
+    """Hours that are done; one whose last attempt failed keeps its red mark, although old numbers are there.
+
+    Not one whose process was killed in a second attempt: its numbers are whole, and nobody would mark it ever again.
+    """
+    failed = hours_in_error(connection)
     return {hour_key(hour): state for hour, state in done_hours(connection).items() if hour not in failed}
 
 
