@@ -180,8 +180,7 @@ def _connect(url: str, where: str, replicas: bool, closing: list[Any]) -> Store:
     if kind == "cluster":
         cluster = RedisCluster.from_url(url.replace("+cluster", "", 1), **options)
         closing.append(cluster)
-        nodes = (cluster.get_replicas() if replicas else []) or cluster.get_primaries()
-        clients = tuple(cluster.get_redis_connection(node) for node in nodes)
+        clients = tuple(cluster.get_redis_connection(node) for node in _scanned_nodes(cluster, replicas=replicas))
         return Store(where, cluster, clients, 0, cluster=True)
     if kind == "sentinel":
         hosts, name, database, login = _sentinel_parts(parts)
@@ -197,6 +196,14 @@ def _connect(url: str, where: str, replicas: bool, closing: list[Any]) -> Store:
     closing.append(client)
     database = int(client.connection_pool.connection_kwargs.get("db") or 0)
     return Store(where, client, (client,), database)
+
+
+def _scanned_nodes(cluster: RedisCluster, *, replicas: bool) -> list[Any]:
+    """Every primary, or one replica of each that has any: a part of the keys unseen makes orphans of the others."""
+    if not replicas:
+        return cluster.get_primaries()
+    shards = cluster.nodes_manager.slots_cache.values()
+    return list({primary.name: copies[0] if copies else primary for primary, *copies in shards}.values())
 
 
 def _sentinel_parts(parts: SplitResult) -> tuple[list[tuple[str, int]], str, int, dict[str, str]]:

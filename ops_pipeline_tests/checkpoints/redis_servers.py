@@ -166,18 +166,36 @@ def _replicas_known(client: redis.Redis, name: str) -> bool:
         return False
 
 
+IN_A_CLUSTER = ("--cluster-enabled", "yes", "--cluster-node-timeout", "5000")
+
+
 @contextmanager
 def redis_cluster() -> Iterator[list[RedisServer]]:
     """A cluster of three primaries."""
     with ExitStack() as stack:
-        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "5000")
-        nodes = [stack.enter_context(redis_server(*options, port=_port_with_a_bus())) for _ in range(3)]
+        nodes = [stack.enter_context(redis_server(*IN_A_CLUSTER, port=_port_with_a_bus())) for _ in range(3)]
         places = [f"127.0.0.1:{node.port}" for node in nodes]
         subprocess.run(
             ["redis-cli", "--cluster", "create", *places, "--cluster-yes"], check=True, capture_output=True, timeout=60
         )
         until(lambda: all(b"cluster_state:ok" in _cluster_info(node) for node in nodes), "the cluster")
         yield nodes
+
+
+@contextmanager
+def replica_in_cluster(primary: RedisServer) -> Iterator[RedisServer]:
+    """A replica of one primary of a cluster, which has caught up, and leaves the cluster at the end."""
+    place, identifier = f"127.0.0.1:{primary.port}", primary.client().execute_command("CLUSTER MYID").decode()
+    with redis_server(*IN_A_CLUSTER, port=_port_with_a_bus()) as node:
+        own, client = f"127.0.0.1:{node.port}", node.client()
+        _cluster("add-node", own, place, "--cluster-slave", "--cluster-master-id", identifier)
+        until(lambda: client.info("replication").get("master_link_status") == "up", "the replica")
+        yield node
+        _cluster("del-node", place, client.execute_command("CLUSTER MYID").decode())
+
+
+def _cluster(*command: str) -> None:
+    subprocess.run(["redis-cli", "--cluster", *command], check=True, capture_output=True, timeout=60)
 
 
 def _cluster_info(node: RedisServer) -> bytes:

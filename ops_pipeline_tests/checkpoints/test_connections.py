@@ -36,9 +36,11 @@ from ops_pipeline_tests.checkpoints.redis_servers import (
     put_writes,
     redis_cluster,
     redis_server,
+    replica_in_cluster,
     replica_of,
     sentinel_of,
     tls_server,
+    until,
     uuid6,
 )
 from ops_pipeline_tests.servers import free_port
@@ -209,6 +211,28 @@ def test_every_primary_of_a_cluster_is_scanned_and_threads_go_over_all_slots(
         assert keys_of(spread, "idle") == []
         assert all(load_saver(spread, f"live-{number}") for number in range(30))
         assert swept(store).deleted == 0
+
+
+def test_of_each_primary_of_a_cluster_one_replica_is_scanned_or_itself(
+    cluster: list[RedisServer], spread: RedisCluster
+) -> None:
+    """Where only some had replicas, the keys of the others were not seen, and what belongs to them looked orphaned."""
+    for number in range(30):
+        put_saver(spread, f"idle-{number}", ago(40))
+        put_saver(spread, f"live-{number}", ago(4))
+    with replica_in_cluster(cluster[0]) as replica:
+
+        def scanned_by(node: RedisServer) -> list[int]:
+            with open_store(f"redis+cluster://127.0.0.1:{node.port}", replicas=True) as store:
+                return sorted(client.connection_pool.connection_kwargs["port"] for client in store.scanned)
+
+        places = sorted([replica.port, cluster[1].port, cluster[2].port])
+        until(lambda: all(scanned_by(node) == places for node in cluster), "all to know the replica")
+        until(lambda: replica.client().dbsize() == cluster[0].client().dbsize(), "the replica to have all keys")
+        with open_store(cluster_url(cluster), replicas=True) as store:
+            assert swept(store).removed == {"whole": 30}
+    assert keys_of(spread, "idle") == []
+    assert all(load_saver(spread, f"live-{number}") for number in range(30))
 
 
 def test_pointers_of_a_cluster_that_moved_keep_their_threads(cluster: list[RedisServer], spread: RedisCluster) -> None:
