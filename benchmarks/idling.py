@@ -200,10 +200,9 @@ def _started(
             process.wait()
 
 
-def settle(deployment: Deployment) -> None:
+def settle(deployment: Deployment, looked: float) -> None:
     """Wait until the start is over: everything has looked once, all runs have ended, none was launched for a while."""
     since = time.monotonic()
-    looked = (time.time() // FIRST_LOOKS_SECONDS + 1) * FIRST_LOOKS_SECONDS + QUIET_SECONDS
 
     def settled() -> bool:
         nonlocal since
@@ -240,8 +239,9 @@ def main(*, minutes: float, keep: Path | None) -> None:
         with bare(folder / "bare") as floor, ours(folder / "ours") as deployment:
             print("starting both, and waiting until they have nothing to do", file=sys.stderr, flush=True)
             both = (floor, deployment)
+            looked = (time.time() // FIRST_LOOKS_SECONDS + 1) * FIRST_LOOKS_SECONDS + QUIET_SECONDS
             for one in both:
-                settle(one)
+                settle(one, looked)
             where = machine()
             before = [one.count() for one in both]
             time.sleep(minutes * 60)
