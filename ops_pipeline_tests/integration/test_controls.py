@@ -21,6 +21,7 @@ from ops_pipeline_tests.hypervisor.scenes import add_machines, fleet, statuses
 from ops_pipeline_tests.integration.processes import BIN, PROJECT, environment
 from ops_pipeline_tests.servers import wait_until
 
+pytestmark = pytest.mark.xdist_group("controls")
 PAGE = (PROJECT / "docs" / "controls.md").read_text()
 ROWS = {cells[1].strip(): cells[-2] for line in PAGE.splitlines() if len(cells := line.split("|")) == 5}
 """The last column of the table, by the first."""
@@ -73,7 +74,10 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     engine = connect(sqlite_url(home))
     migrate(engine)
     add_machines(engine, {"id": "a", "status": "running"})
-    yield Shell(home, engine)
+    there = Shell(home, engine)
+    # As the page says, this prepares the folder; whichever test comes first.
+    there.run("ops-pipeline with-home true")
+    yield there
     engine.dispose()
 
 
