@@ -3,9 +3,11 @@
 What belongs here: questions to the Dagster instance that several domains ask, and how range runs are requested.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
+from operator import itemgetter
 from typing import Any
 
 from dagster import AssetKey, DagsterInstance, DagsterRun, DagsterRunStatus, RunRequest, RunsFilter
@@ -103,8 +105,27 @@ def resting_until(instance: DagsterInstance, job_name: str, now: datetime) -> da
     if not failures:
         return None
     ended = max(record.end_time or record.update_timestamp.timestamp() for record in failures)
-    until = datetime.fromtimestamp(ended, UTC) + rest_after(len(failures))
+    lives = [
+        (one.start_time or one.create_timestamp.timestamp(), one.end_time or one.update_timestamp.timestamp())
+        for one in failures
+    ]
+    until = datetime.fromtimestamp(ended, UTC) + rest_after(failed_tries(lives))
     return until if until > now else None
+
+
+def failed_tries(lives: Iterable[tuple[float, float]]) -> int:
+    """How often a job was tried anew: runs that lived at the same time failed as one.
+
+    A machine that dies takes all of its workers along: four failures rested for eight minutes, with nobody at work.
+
+    Args:
+        lives: begin and end of failed runs, in Unix seconds.
+    """
+    tries, known = 0, -math.inf
+    for began, ended in sorted(lives, key=itemgetter(1)):
+        if began >= known:
+            tries, known = tries + 1, ended
+    return tries
 
 
 def rest_after(failures: int) -> timedelta:

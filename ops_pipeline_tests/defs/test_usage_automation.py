@@ -12,7 +12,7 @@ from sqlalchemy import Engine, delete, insert, update
 
 from ops_pipeline.database.engine import writing
 from ops_pipeline.defs.interrupted import fail_interrupted_runs
-from ops_pipeline.defs.runs import rest_after
+from ops_pipeline.defs.runs import failed_tries, rest_after
 from ops_pipeline.defs.usage.catch_up import last_tick
 from ops_pipeline.defs.usage.partitions import hour_key
 from ops_pipeline.usage.aggregate import Policy, aggregate
@@ -355,6 +355,15 @@ def test_an_hour_whose_renewal_failed_keeps_its_red_mark(engine: Engine, instanc
     assert not home.run(HOURS, "2026-03-10-09:00").success
     home.sense("usage_partition_status_sensor")
     assert home.materialized("hourly_model_usage") == []
+
+
+def test_runs_that_failed_together_are_one_try() -> None:
+    """A machine died with four workers on it, and the queue rested for eight minutes."""
+    together = [(100.0, 300.0), (101.0, 299.0), (150.0, 305.0), (298.0, 301.0)]
+    assert [failed_tries(together[:count]) for count in range(5)] == [0, 1, 1, 1, 1]
+    one_after_the_other = [(100.0, 200.0), (200.0, 300.0), (310.0, 400.0)]
+    assert failed_tries(one_after_the_other) == 3
+    assert failed_tries([*together, (302.0, 400.0), (303.0, 401.0)]) == 2
 
 
 def test_an_hour_whose_renewal_was_killed_is_marked_as_its_numbers_are_whole(

@@ -194,7 +194,7 @@ def test_a_resolver_that_hangs_is_unknown_and_holds_up_nobody(
 
     def slowly(host: Any, *rest: Any, **more: Any) -> Any:
         if host in {"slow.test", b"slow.test"}:
-            time.sleep(3)
+            time.sleep(12)
         return resolve(host, *rest, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", slowly)
@@ -204,7 +204,8 @@ def test_a_resolver_that_hangs_is_unknown_and_holds_up_nobody(
         services.append(service("well", {"kind": "http", "url": f"http://localhost:{port}/"}, timeout_seconds=1))
         started = time.monotonic()
         looks = look_at_all(registry(*services), variable({"URL": url}))
-        assert time.monotonic() - started < 1.5
+        # Not at once on a busy machine, but long before the resolver answers.
+        assert time.monotonic() - started < 8
     assert looks.pop("well").found == "up"
     assert {(one.found, one.reason) for one in looks.values()} == {
         ("unknown", "the resolver does not answer within 0.4 s")
